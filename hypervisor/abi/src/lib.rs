@@ -1,0 +1,17 @@
+//! What Exitvisor and its guests agree on: CPUID leaves, the hypercall, ports, ELF notes and
+//! milestone numbers. `no_std`, without dependencies, so that any guest can use it.
+//!
+//! The prose of this contract, with examples, is `docs/guest-interface.md`.
+#![no_std]
+
+pub mod gate;
+pub mod hypercall;
+pub mod leaf;
+pub mod milestone;
+pub mod note;
+pub mod port;
+pub mod reason;
+pub mod status;
+
+/// Version of this interface, answered in EAX by [`leaf::INFO`].
+pub const VERSION: u32 = 1;

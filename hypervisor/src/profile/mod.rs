@@ -1,0 +1,254 @@
+//! The profile: snapshots and metadata as pure data, serialisable and versioned.
+//!
+//! Every ratio and difference is a method here; reports render, they do not compute. The schema
+//! in prose is `docs/profile-schema.md`.
+
+use serde::{Deserialize, Serialize};
+
+/// Value of [`Profile::schema`].
+pub const SCHEMA: &str = "exitvisor-profile";
+/// Version of the schema that this code writes, and the highest that it reads.
+pub const VERSION: u32 = 1;
+
+/// One boot, measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Always [`SCHEMA`].
+    pub schema: String,
+    /// Schema version.
+    pub version: u32,
+    /// What wrote it.
+    pub tool: Tool,
+    /// When the VM started: RFC 3339, UTC.
+    pub created: String,
+    /// The machine underneath.
+    pub host: Host,
+    /// The VM.
+    pub machine: Machine,
+    /// Where the figures come from, and how complete each source is.
+    pub sources: Vec<SourceInfo>,
+    /// How the run ended.
+    pub end: End,
+    /// Snapshots, in the order in which they were taken; the first is "reset".
+    pub milestones: Vec<Milestone>,
+    /// Milestones that were reached after the room for snapshots was used up.
+    pub milestones_dropped: u64,
+    /// The accounts at the end of the run, all vCPUs together.
+    pub total: Accounts,
+    /// The same per vCPU.
+    pub vcpus: Vec<Accounts>,
+    /// What the gates did.
+    pub gates: GateFigures,
+    /// Every reason of 0–127 that the chosen edition of the SDM defines, with what this KVM can
+    /// raise: tells "never seen" from "cannot occur here".
+    pub reasons: Vec<ReasonInfo>,
+}
+
+/// The program that wrote a profile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// `exitvisor`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// The machine underneath.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// CPU model name, as `/proc/cpuinfo` gives it.
+    pub cpu: String,
+    /// Kernel release (`uname -r`).
+    pub kernel: String,
+    /// Which KVM.
+    pub kvm: KvmKind,
+    /// `nested`, `shadow` or `unknown`.
+    pub paging: String,
+    /// TSC frequency in kHz, as KVM reports it for the vCPU; 0 if it does not.
+    pub tsc_khz: u64,
+}
+
+/// Which KVM runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvmKind {
+    /// `kvm_intel`.
+    Intel,
+    /// `kvm_amd`.
+    Amd,
+    /// A KVM without hardware virtualization underneath (`kvm_pvm`).
+    Software,
+    /// None of these modules is visible.
+    Unknown,
+}
+
+/// The VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Guest memory, bytes.
+    pub memory: u64,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// `classic`, `reversed` or `custom`.
+    pub layout: String,
+    /// The four leaves: total exits, total cycles, exits of ECX, cycles of ECX.
+    pub leaves: [u32; 4],
+    /// Edition of the SDM table: `current` or `2020`.
+    pub sdm: String,
+    /// How the kernel was entered: `PVH`, `PVH via firmware`.
+    pub boot: String,
+    /// The files that were loaded.
+    pub images: Vec<Image>,
+}
+
+/// A file that was loaded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// `kernel`, `firmware` or `initrd`.
+    pub role: String,
+    /// Its path, as given.
+    pub path: String,
+    /// Its size, bytes.
+    pub bytes: u64,
+    /// SHA-256, hexadecimal.
+    pub sha256: String,
+}
+
+/// Where figures come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceInfo {
+    /// `KVM_RUN`, `KVM stats`, `kernel ledger`.
+    pub name: String,
+    /// Whether it served in this run.
+    pub available: bool,
+    /// What it counts, and what it cannot see; or why it was not available.
+    pub completeness: String,
+}
+
+/// How the run ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct End {
+    /// The exit status of the process.
+    pub status: u8,
+    /// In what way.
+    pub kind: EndKind,
+    /// One line for people.
+    pub detail: String,
+    /// The guest did not end by itself: the profile stops in the middle.
+    pub cut_short: bool,
+}
+
+/// In what way a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndKind {
+    /// The guest wrote its exit status.
+    Exit,
+    /// The guest said that it crashed.
+    Crash,
+    /// Triple fault.
+    TripleFault,
+    /// The time limit was reached.
+    Timeout,
+    /// A person or another process interrupted it (SIGINT, SIGTERM, SIGHUP, the escape key).
+    Interrupted,
+    /// KVM could not go on with the guest.
+    KvmError,
+    /// An error of Exitvisor's own or of the host.
+    Internal,
+}
+
+/// The accounts at a milestone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Milestone {
+    /// Its number (`exit_abi::milestone`); guests' own start at 0x100.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+    /// The vCPU that reached it.
+    pub vcpu: u32,
+    /// TSC cycles since the VM started.
+    pub tsc: u64,
+    /// Nanoseconds since the VM started (CLOCK_MONOTONIC).
+    pub nanos: u64,
+    /// The accounts, cumulative, all vCPUs together.
+    pub accounts: Accounts,
+}
+
+/// Exits and cycles, cumulative since the VM started.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accounts {
+    /// All exits known of: KVM's own count where there is one, else what was attributed.
+    pub total: u64,
+    /// Exits handled in the kernel whose reason no source shows: `total` - Σ `reasons` - `other`.
+    pub residual: u64,
+    /// Attributed by no basic exit reason (a KVM exit without one), counted and shown.
+    pub other: u64,
+    /// How many exits were attributed beyond KVM's own count (0, or the sources disagree).
+    pub excess: u64,
+    /// Per reason, by number; only those that are not zero.
+    pub reasons: Vec<ReasonAccount>,
+}
+
+/// One reason's account.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReasonAccount {
+    /// Basic exit reason.
+    pub reason: u8,
+    /// Exits of this reason, the profiler's own included.
+    pub exits: u64,
+    /// How many of them are the profiler's own (gates, milestones, exit log).
+    pub own: u64,
+    /// How many of the exits were timed.
+    pub timed: u64,
+    /// TSC cycles from exit to next entry, summed over the timed ones, the profiler's own included.
+    pub cycles: u64,
+    /// How many of these cycles are the profiler's own.
+    pub own_cycles: u64,
+    /// Shortest timed exit that is the guest's; 0 if there was none.
+    pub min: u64,
+    /// Longest timed exit that is the guest's; 0 if there was none.
+    pub max: u64,
+    /// The source of `exits`: `KVM_RUN`, `KVM stats`, `kernel ledger`.
+    pub source: String,
+}
+
+/// What the gates did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateFigures {
+    /// Queries answered.
+    pub queries: u64,
+    /// Hypercalls answered.
+    pub hypercalls: u64,
+    /// Gated instructions that were stepped over unchanged.
+    pub stepped: u64,
+    /// Debug exceptions that were not ours and were given back to the guest.
+    pub foreign: u64,
+}
+
+/// What is known of a reason on this host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReasonInfo {
+    /// Basic exit reason.
+    pub reason: u8,
+    /// Its name, after the SDM's.
+    pub name: String,
+    /// Whether this KVM can raise it.
+    pub can_occur: bool,
+    /// Whether every exit of this reason was counted.
+    pub exact: bool,
+}
