@@ -1,0 +1,1 @@
+//! From VMX, SVM and KVM codes to basic exit reasons.

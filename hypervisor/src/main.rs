@@ -1,0 +1,2 @@
+//! The `exitvisor` command.
+fn main() {}

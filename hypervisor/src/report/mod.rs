@@ -1,0 +1,1 @@
+//! Reports: each renders a `&Profile` and knows nothing else.
