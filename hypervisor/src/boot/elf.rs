@@ -14,7 +14,7 @@ use elf::note::Note;
 use exit_abi::{gate, milestone, note};
 use linux_loader::loader::{Elf, KernelLoader};
 use thiserror::Error;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::exits::gate::{Gate, GateKind, is_canonical};
 use crate::layout;
@@ -282,18 +282,13 @@ impl Image {
     }
 
     /// The file, for its hash.
-    pub fn file(&mut self) -> &mut File {
-        &mut self.file
+    pub fn into_file(self) -> File {
+        self.file
     }
 
     /// One past the highest byte of any segment.
     pub fn end(&self) -> u64 {
         self.segments.last().map_or(0, |s| s.1)
-    }
-
-    /// Where it is entered.
-    pub fn entry_address(&self) -> GuestAddress {
-        GuestAddress(0).unchecked_add(self.entry.into())
     }
 }
 

@@ -2,12 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::control::Control;
 
 /// Most bytes held back before they are written.
 const BUFFER: usize = 4096;
+/// How long a reader gets to take the last bytes of a run that is over.
+const LAST_CHANCE_MS: u8 = 200;
 
 /// A sink for the serial port's bytes.
 ///
@@ -32,6 +37,9 @@ impl Console {
     pub fn drain(&mut self) {
         let mut rest = self.buffer.as_slice();
         while !rest.is_empty() && !self.closed {
+            if self.control.stopping() && !self.takes_more() {
+                break;
+            }
             match self.out.write(rest) {
                 Ok(0) => self.closed = true,
                 Ok(n) => rest = &rest[n..],
@@ -44,6 +52,13 @@ impl Console {
             }
         }
         self.buffer.clear();
+    }
+
+    /// Whether the reader takes what we write without making us wait long. A pipe that polls as
+    /// writable takes a whole page, which is the most we hold back.
+    fn takes_more(&self) -> bool {
+        let mut fds = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
+        matches!(poll(&mut fds, LAST_CHANCE_MS), Ok(n) if n > 0)
     }
 }
 
