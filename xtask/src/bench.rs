@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 
 use crate::smaps::{Besides, Watch};
@@ -195,10 +195,8 @@ fn timed(step: Step) -> anyhow::Result<Times> {
     let status = child.wait()?;
     let wall = start.elapsed().as_secs_f64();
     ended_well(what, status)?;
-    Ok(Times {
-        cpu: cpu_of_children()? - cpu_before,
-        wall,
-    })
+    let cpu = (cpu_of_children()? - cpu_before).num_microseconds() as f64 / 1e6;
+    Ok(Times { cpu, wall })
 }
 
 /// Runs a step and watches its memory.
@@ -236,11 +234,10 @@ fn ended_well(what: String, status: std::process::ExitStatus) -> anyhow::Result<
     }
 }
 
-/// CPU time of all children that have ended, user and system, seconds.
-fn cpu_of_children() -> anyhow::Result<f64> {
+/// CPU time of all children that have ended, user and system.
+fn cpu_of_children() -> anyhow::Result<TimeVal> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
-    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
+    Ok(usage.user_time() + usage.system_time())
 }
 
 /// What `--format json` prints.

@@ -1,12 +1,13 @@
 //! `cargo xtask boot-profile`: boot, measure, keep the profile, show the report.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
+use clap::error::ErrorKind;
 use indicatif::ProgressBar;
 
 use crate::build::{self, Built};
@@ -41,35 +42,36 @@ pub(crate) struct BootProfile {
 impl BootProfile {
     /// Builds, measures, saves and shows.
     pub(crate) fn run(self) -> anyhow::Result<u8> {
-        for taken in ["--format", "--output"] {
-            if value_of(&self.options, taken).is_some() {
-                bail!("boot-profile itself chooses {taken}: for your own, use `exitvisor profile`");
-            }
-        }
-        if value_of(&self.options, "--runs").is_some() {
-            bail!("--runs is boot-profile's own: it comes before the options of exitvisor");
-        }
+        self.check()?;
         let built = build::build()?;
-        let folder = workspace::output_folder()?;
-        signals::outlive_interrupts()?;
         let kernel = value_of(&self.options, "--kernel").map(PathBuf::from);
         let guest = kernel.as_deref().unwrap_or(&built.guest_kernel).file_stem();
-        let guest = guest.unwrap_or_default().to_string_lossy().into_owned();
-        let base = folder.join(format!("{}-{guest}", now()));
+        let base = unused_name(&workspace::output_folder()?, guest.unwrap_or_default());
+        signals::outlive_interrupts()?;
 
         let (status, profiles) = if self.runs == 1 {
             self.one(&built, &base)?
         } else {
             self.several(&built, &base)?
         };
-        if profiles.is_empty() {
-            // Exitvisor has said why.
-            return Ok(status);
+        // Where there is no profile, exitvisor has said why.
+        if !profiles.is_empty() {
+            report(&built.exitvisor, &profiles, &base)?;
         }
-        let saved = report(&built.exitvisor, &profiles, &base)?;
-        let saved: Vec<String> = saved.iter().map(|path| workspace::shown(path)).collect();
-        println!("saved: {}", saved.join(", "));
         Ok(status)
+    }
+
+    /// Options that are not exitvisor's to have here.
+    fn check(&self) -> anyhow::Result<()> {
+        let given = |name: &&str| value_of(&self.options, name).is_some();
+        let why = if let Some(name) = ["--format", "--output"].iter().find(|name| given(name)) {
+            format!("boot-profile itself chooses {name}; for your own, use `exitvisor profile`\n")
+        } else if given(&"--runs") {
+            "--runs comes before the options of exitvisor\n".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(clap::Error::raw(ErrorKind::ArgumentConflict, why).into())
     }
 
     /// One run, with the guest's console on the screen.
@@ -78,7 +80,10 @@ impl BootProfile {
         let status = self.step(built, &profile).status()?;
         Ok((
             status,
-            profile.exists().then_some(profile).into_iter().collect(),
+            Some(profile)
+                .into_iter()
+                .filter(|file| file.exists())
+                .collect(),
         ))
     }
 
@@ -97,18 +102,17 @@ impl BootProfile {
             if profile.exists() {
                 profiles.push(profile);
             }
-            if status != 0 {
-                let said = String::from_utf8_lossy(&output.stderr);
-                spinner.suspend(|| eprint!("{said}"));
-                first_failure = if first_failure == 0 {
-                    status
-                } else {
-                    first_failure
-                };
-                // A person interrupted it, or there is nothing to measure on: no more of it.
-                if status >= 128 || profiles.is_empty() {
-                    break;
-                }
+            if status == 0 {
+                continue;
+            }
+            let said = String::from_utf8_lossy(&output.stderr);
+            spinner.suspend(|| eprint!("{said}"));
+            if first_failure == 0 {
+                first_failure = status;
+            }
+            // A person interrupted it, or there is nothing to measure here: no more of it.
+            if status >= 128 || profiles.is_empty() {
+                break;
             }
         }
         spinner.finish_and_clear();
@@ -120,31 +124,61 @@ impl BootProfile {
         if value_of(&self.options, "--kernel").is_none() {
             step = step.arg("--kernel").arg(&built.guest_kernel);
         }
-        step.args(["--format", "json", "--output"])
-            .arg(profile)
-            .args(&self.options)
+        step = step.args(["--format", "json", "--output"]).arg(profile);
+        step.args(&self.options)
     }
 }
 
-/// Renders the profiles: text to the screen and beside them, CSV beside each.
-fn report(exitvisor: &Path, profiles: &[PathBuf], base: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut saved = Vec::new();
+/// Renders the profiles: CSV beside each, text beside them and on the screen.
+fn report(exitvisor: &Path, profiles: &[PathBuf], base: &Path) -> anyhow::Result<()> {
     for profile in profiles {
-        let csv = profile.with_extension("csv");
         let step = Step::new(exitvisor).arg("report").arg(profile);
-        step.args(["--format", "csv", "--output"])
-            .arg(&csv)
-            .check()?;
-        saved.extend([profile.clone(), csv]);
+        let step = step.args(["--format", "csv", "--output"]);
+        step.arg(profile.with_extension("csv")).check()?;
     }
     let text = with_suffix(base, ".txt");
     let rendered = Step::new(exitvisor).arg("report").args(profiles).stdout()?;
     std::fs::write(&text, &rendered).with_context(|| format!("cannot write {}", text.display()))?;
-    std::io::stdout()
-        .write_all(&rendered)
-        .context("cannot write to stdout")?;
-    saved.push(text);
-    Ok(saved)
+    let mut out = std::io::stdout().lock();
+    out.write_all(&rendered)
+        .and_then(|()| out.write_all(saved(profiles, &text).as_bytes()))
+        .context("cannot write to stdout")
+}
+
+/// One line that says where everything is.
+fn saved(profiles: &[PathBuf], text: &Path) -> String {
+    let shown = |path: &Path| Path::new(workspace::shown(path)).display().to_string();
+    match profiles {
+        [profile] if profile.file_stem() == text.file_stem() => {
+            format!("saved: {} (and .txt, .csv)\n", shown(profile))
+        }
+        profiles => {
+            let profiles: Vec<String> = profiles.iter().map(|profile| shown(profile)).collect();
+            format!(
+                "saved: {}, {} (and .csv)\n",
+                shown(text),
+                profiles.join(", ")
+            )
+        }
+    }
+}
+
+/// A path for a boot of this guest, to which suffixes are added: 2026-11-20T10-12-33-guest-kernel,
+/// or with a number behind, so that what an earlier boot left is neither written over nor taken
+/// for ours.
+fn unused_name(folder: &Path, guest: &OsStr) -> PathBuf {
+    let base = with_suffix(
+        &folder.join(now()),
+        &format!("-{}", guest.to_string_lossy()),
+    );
+    let used = |base: &Path| {
+        [".json", "-run1.json"]
+            .iter()
+            .any(|suffix| with_suffix(base, suffix).exists())
+    };
+    let numbered = (2..).map(|n: u32| with_suffix(&base, &format!("-{n}")));
+    let mut names = std::iter::once(base.clone()).chain(numbered);
+    names.find(|name| !used(name)).unwrap_or(base)
 }
 
 /// The time in UTC as a file name can carry it: 2026-11-20T10-12-33.
@@ -174,5 +208,14 @@ mod tests {
         );
         let now = now();
         assert_eq!((now.len(), now.contains(':')), (19, false), "{now}");
+    }
+
+    #[test]
+    fn what_was_saved() {
+        let files = |names: &[&str]| -> Vec<PathBuf> { names.iter().map(Into::into).collect() };
+        let line = saved(&files(&["t/x.json"]), Path::new("t/x.txt"));
+        assert_eq!(line, "saved: t/x.json (and .txt, .csv)\n");
+        let line = saved(&files(&["x-run1.json", "x-run2.json"]), Path::new("x.txt"));
+        assert_eq!(line, "saved: x.txt, x-run1.json, x-run2.json (and .csv)\n");
     }
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask build`: exitvisor for the host, the guests for bare metal, both optimised.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::Context;
@@ -33,7 +33,7 @@ impl Build {
     pub(crate) fn run(self) -> anyhow::Result<u8> {
         let built = build()?;
         for path in [built.exitvisor, built.guest_kernel] {
-            println!("{}", workspace::shown(&path));
+            println!("{}", Path::new(workspace::shown(&path)).display());
         }
         Ok(0)
     }

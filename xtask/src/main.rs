@@ -50,33 +50,30 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // A closed stdout is all that can go wrong here; nothing is left to say then.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
-        }
-    };
-    let result = match cli.task {
-        Task::Build(task) => task.run(),
-        Task::Run(task) => task.run(),
-        Task::BootProfile(task) => task.run(),
-        Task::Test(task) => task.run(),
-        Task::Bench(task) => task.run(),
-        Task::Ci(task) => task.run(),
-    };
-    match result {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::from(
-                error
-                    .downcast_ref::<step::Ended>()
-                    .map_or(FAILED, |ended| ended.status),
-            )
-        }
+    let result = Cli::try_parse()
+        .map_err(anyhow::Error::from)
+        .and_then(|cli| match cli.task {
+            Task::Build(task) => task.run(),
+            Task::Run(task) => task.run(),
+            Task::BootProfile(task) => task.run(),
+            Task::Test(task) => task.run(),
+            Task::Bench(task) => task.run(),
+            Task::Ci(task) => task.run(),
+        });
+    ExitCode::from(result.unwrap_or_else(|error| complain(&error)))
+}
+
+/// Says what went wrong; the exit status for it.
+fn complain(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<clap::Error>() {
+        // Help is among these "errors". If it cannot be printed, nothing is left to say.
+        let _ = error.print();
+        return if error.use_stderr() { USAGE } else { 0 };
     }
+    eprintln!("xtask: {error:#}");
+    error
+        .downcast_ref::<step::Ended>()
+        .map_or(FAILED, |ended| ended.status)
 }
 
 #[cfg(test)]

@@ -138,14 +138,24 @@ impl Step {
 }
 
 impl fmt::Display for Step {
-    /// As one would type it: the program by its name, arguments quoted where a shell asks for it.
+    /// As one would type it: paths relative where they lie below, arguments quoted where a shell
+    /// asks for it, a program from elsewhere (cargo) by its name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let program = Path::new(self.command.get_program());
-        let name = program.file_name().unwrap_or(program.as_os_str());
-        write!(f, "{}{}", self.environment, quoted(name))?;
+        let program = Path::new(workspace::shown(self.command.get_program()));
+        let name = if program.is_absolute() {
+            program.file_name()
+        } else {
+            None
+        };
+        write!(
+            f,
+            "{}{}",
+            self.environment,
+            quoted(name.unwrap_or(program.as_os_str()))
+        )?;
         self.command
             .get_args()
-            .try_for_each(|arg| write!(f, " {}", quoted(arg)))
+            .try_for_each(|arg| write!(f, " {}", quoted(workspace::shown(arg))))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The workspace: its root, and where built things go.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -30,11 +31,11 @@ pub(crate) fn output_folder() -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-/// A path as the user would write it: relative to where they stand, if it lies below.
-pub(crate) fn shown(path: &Path) -> String {
-    let here = std::env::current_dir().unwrap_or_default();
-    path.strip_prefix(here)
-        .unwrap_or(path)
-        .display()
-        .to_string()
+/// A path as the user would write it: relative to where they stand, if it lies below. What is no
+/// path stays as it is.
+pub(crate) fn shown(path: &(impl AsRef<OsStr> + ?Sized)) -> &OsStr {
+    let path = Path::new(path);
+    let here = std::env::current_dir();
+    let below = here.ok().and_then(|here| path.strip_prefix(here).ok());
+    below.unwrap_or(path).as_os_str()
 }
