@@ -140,6 +140,7 @@ struct Reason {
     reason: u8,
     exits: u64,
     own: u64,
+    timed: u64,
     source: String,
 }
 
@@ -155,28 +156,29 @@ const AT_GATES: [u8; 3] = [0, 10, 18];
 impl Exits {
     fn of(profile: &Profile) -> Self {
         let total = &profile.total;
-        let seen_by_kvm_run = total
-            .reasons
-            .iter()
-            .filter(|reason| reason.source == "KVM_RUN");
-        let counted_elsewhere = total
-            .reasons
-            .iter()
-            .any(|reason| reason.source == "kernel ledger");
-        let to_userspace = seen_by_kvm_run
-            .map(|reason| reason.exits - reason.own)
-            .sum::<u64>()
-            + total.other;
         let at_gates = total
             .reasons
             .iter()
             .filter(|reason| AT_GATES.contains(&reason.reason));
         let at_gates: u64 = at_gates.map(|reason| reason.own).sum();
         let answers = profile.gates.queries + profile.gates.hypercalls;
+        let to_userspace: Option<u64> = total.reasons.iter().map(Reason::to_userspace).sum();
         Self {
             total: total.total as f64,
-            to_userspace: (!counted_elsewhere).then_some(to_userspace as f64),
+            to_userspace: to_userspace.map(|exits| (exits + total.other) as f64),
             per_query: (answers > 0).then(|| at_gates as f64 / answers as f64),
+        }
+    }
+}
+
+impl Reason {
+    /// Exits that came to userspace and are not the profiler's own. KVM's statistics may know of
+    /// more than came; those that came are the ones that were timed.
+    fn to_userspace(&self) -> Option<u64> {
+        match self.source.as_str() {
+            "KVM_RUN" => Some(self.exits.saturating_sub(self.own)),
+            "KVM stats" => Some(self.timed.saturating_sub(self.own)),
+            _ => None,
         }
     }
 }
@@ -395,20 +397,24 @@ mod tests {
 
     #[test]
     fn exits_come_from_the_profile() {
-        let reason = |reason, exits, own, source: &str| Reason {
-            reason,
-            exits,
-            own,
-            source: source.to_owned(),
+        let reason = |reason, exits, own, timed, source: &str| {
+            let source = source.to_owned();
+            Reason {
+                reason,
+                exits,
+                own,
+                timed,
+                source,
+            }
         };
         let mut profile = Profile {
             total: Accounts {
                 total: 120,
                 other: 1,
                 reasons: vec![
-                    reason(0, 12, 12, "KVM_RUN"),
-                    reason(12, 20, 0, "KVM stats"),
-                    reason(30, 50, 30, "KVM_RUN"),
+                    reason(0, 12, 12, 12, "KVM_RUN"),
+                    reason(12, 20, 0, 3, "KVM stats"),
+                    reason(30, 50, 30, 49, "KVM_RUN"),
                 ],
             },
             gates: Gates {
@@ -418,7 +424,7 @@ mod tests {
         };
         let exits = Exits {
             total: 120.0,
-            to_userspace: Some(21.0),
+            to_userspace: Some(24.0),
             per_query: Some(1.0),
         };
         assert_eq!(Exits::of(&profile), exits);
@@ -430,7 +436,7 @@ mod tests {
         profile
             .total
             .reasons
-            .push(reason(48, 9, 0, "kernel ledger"));
+            .push(reason(48, 9, 0, 9, "kernel ledger"));
         let exits = Exits {
             total: 120.0,
             to_userspace: None,
