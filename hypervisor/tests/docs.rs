@@ -134,7 +134,9 @@ fn profile_schema() {
         .lines()
         .filter_map(|line| line.strip_prefix("    pub "))
     {
-        let Some((field, _)) = line.split_once(": ") else {
+        // A space before the colon: a method with arguments.
+        let field = line.split_once(": ").map(|(field, _)| field);
+        let Some(field) = field.filter(|field| !field.contains(' ')) else {
             continue;
         };
         let cell = format!("`{field}`");
