@@ -201,7 +201,7 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         .map_err(host_error("watch for signals"))?;
     catch_kicks().map_err(host_error("install a signal handler"))?;
 
-    let Vm { shared, vcpus, kvm, tsc_khz, sources, images, listening, _fd } = vm::build(config)?;
+    let Vm { shared, vcpus, kvm, tsc_khz, sources, images, listening, fd: _vm } = vm::build(config)?;
 
     let timer = match config.timeout.0 {
         None => None,

@@ -63,7 +63,7 @@ pub struct Vm {
     /// Set once the guest listens to its console.
     pub listening: Arc<AtomicBool>,
     /// Keeps the VM.
-    _fd: VmFd,
+    pub fd: VmFd,
 }
 
 /// Opens `/dev/kvm`, or says in one line what is missing and what to do.
@@ -305,5 +305,5 @@ pub fn build(config: &Config) -> Result<Vm, Error> {
         .enumerate()
         .map(|(index, (fd, ledger))| Vcpu::new(fd, index, shared.clone(), ledger))
         .collect();
-    Ok(Vm { shared, vcpus, kvm: kind, tsc_khz, sources, images: boot.images, listening, _fd: fd })
+    Ok(Vm { shared, vcpus, kvm: kind, tsc_khz, sources, images: boot.images, listening, fd })
 }

@@ -17,7 +17,10 @@ use thiserror::Error;
 
 use super::{Sample, Source, SourceKind};
 
-vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, kvm_bindings::KVMIO, 0xce);
+/// The one ioctl that kvm-ioctls lacks (KVM API, 4.133).
+mod request {
+    vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, kvm_bindings::KVMIO, 0xce);
+}
 
 /// Most of a statistics block that is read: today's are under 1 KiB.
 const DATA_MAX: usize = 4096;
@@ -103,7 +106,7 @@ impl StatsSource {
     pub fn open(vcpu: &VcpuFd, trusted: bool) -> Result<Self, StatsError> {
         // SAFETY: KVM_GET_STATS_FD takes no argument and touches no memory of ours; `vcpu` is a
         // live vCPU descriptor for the length of the call.
-        let fd = unsafe { vmm_sys_util::ioctl::ioctl(vcpu, KVM_GET_STATS_FD()) };
+        let fd = unsafe { vmm_sys_util::ioctl::ioctl(vcpu, request::KVM_GET_STATS_FD()) };
         if fd < 0 {
             return Err(StatsError::Open(io::Error::last_os_error()));
         }
