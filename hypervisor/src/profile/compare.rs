@@ -291,8 +291,8 @@ fn caveats(a: &Profile, b: &Profile) -> Vec<String> {
         ("paging", |p| p.host.paging.clone()),
         ("CPU", |p| p.host.cpu.clone()),
         ("host kernel", |p| p.host.kernel.clone()),
-        ("vCPUs", |p| p.machine.cpus.to_string()),
-        ("memory", |p| p.machine.memory.to_string()),
+        ("number of vCPUs", |p| p.machine.cpus.to_string()),
+        ("memory", |p| format!("{} bytes", p.machine.memory)),
         ("boot", |p| p.machine.boot.clone()),
         ("command line", |p| p.machine.cmdline.clone()),
         ("layout of leaves", |p| p.machine.layout.clone()),
@@ -301,7 +301,8 @@ fn caveats(a: &Profile, b: &Profile) -> Vec<String> {
     for (what, of) in facts {
         let (was, is) = (of(a), of(b));
         if was != is {
-            caveats.push(format!("{what} differs: {was:?}, {is:?}"));
+            let [was, is] = [was, is].map(|s| if s.is_empty() { "none".to_owned() } else { s });
+            caveats.push(format!("{what}: {was} → {is}"));
         }
     }
     let (were, are) = (images(a), images(b));
@@ -309,26 +310,27 @@ fn caveats(a: &Profile, b: &Profile) -> Vec<String> {
     for role in roles {
         let short = |hash: Option<&&str>| {
             hash.map_or("none".to_owned(), |h| {
-                h.chars().take(12).collect::<String>()
+                h.chars().take(12).chain(['…']).collect::<String>()
             })
         };
         let (was, is) = (were.get(role), are.get(role));
         if was != is {
             let (was, is) = (short(was), short(is));
-            caveats.push(format!("{role} differs: SHA-256 {was}…, {is}…"));
+            caveats.push(format!("{role} image, SHA-256: {was} → {is}"));
         }
     }
+    let mut recounted = BTreeMap::<(&str, &str), Vec<String>>::new();
     for now in &b.total.reasons {
-        let then = a
-            .total
-            .reason(now.reason)
-            .filter(|then| then.source != now.source);
-        if let Some(then) = then {
-            let (number, was, is) = (now.reason, &then.source, &now.source);
-            caveats.push(format!(
-                "reason {number} was counted by {was}, then by {is}"
-            ));
+        if let Some(then) = a.total.reason(now.reason)
+            && then.source != now.source
+        {
+            let numbers = recounted.entry((&then.source, &now.source)).or_default();
+            numbers.push(now.reason.to_string());
         }
+    }
+    for ((was, is), numbers) in recounted {
+        let numbers = numbers.join(", ");
+        caveats.push(format!("counted by: {was} → {is} (reasons {numbers})"));
     }
     caveats
 }
@@ -401,10 +403,10 @@ mod tests {
         fn any_two_can_be_compared(a in fixtures::any_profile(), b in fixtures::any_profile()) {
             let comparison = compare(&a, &b);
             let violations = comparison.violations(&"5%,30=0".parse().unwrap());
-            let text = crate::report::compare::text(&comparison, &violations);
+            let text = crate::report::compare::text(&comparison, Some(&violations));
             prop_assert!(text.lines().all(|l| crate::report::width(l) <= 120));
             prop_assert!(!text.contains(|c: char| c.is_control() && c != '\n'));
-            crate::report::compare::json(&comparison, &violations);
+            crate::report::compare::json(&comparison, Some(&violations));
         }
     }
 }

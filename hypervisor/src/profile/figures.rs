@@ -185,9 +185,9 @@ impl Accounts {
         self.sum(ReasonAccount::guest_cycles)
     }
 
-    /// Whether any of the guest's exits was timed.
-    pub fn is_timed(&self) -> bool {
-        self.reasons.iter().any(|r| r.guest_timed() > 0)
+    /// How many of the guest's exits were timed.
+    pub fn guest_timed(&self) -> u64 {
+        self.sum(ReasonAccount::guest_timed)
     }
 
     /// What the guest's exits add up to by cause: the whole that shares refer to. It differs from
@@ -303,6 +303,14 @@ impl Profile {
                 delta: rest,
             });
         }
+        steps
+    }
+
+    /// [`Self::steps`] without an end to which the guest added nothing: the exit by which it ends
+    /// the run is the profiler's own.
+    pub fn guest_steps(&self) -> Vec<Step<'_>> {
+        let mut steps = self.steps();
+        steps.retain(|s| s.milestone.is_some() || s.delta.exits > 0 || s.delta.cycles > 0);
         steps
     }
 

@@ -139,7 +139,10 @@ pub(super) fn line(text: &str) -> String {
 
 /// Loads a profile; `-` is standard input.
 pub fn load(path: &Path) -> Result<Profile, LoadError> {
-    let name = || line(&path.display().to_string());
+    let name = || match path.as_os_str().to_str() {
+        Some("-") => "standard input".to_owned(),
+        _ => line(&path.display().to_string()),
+    };
     let mut bytes = Vec::new();
     let read = if path.as_os_str() == "-" {
         io::stdin()
@@ -228,7 +231,10 @@ fn refused(error: &serde_json::Error, name: &str) -> LoadError {
         serde_json::error::Category::Eof => LoadError::Truncated { name, line, column },
         serde_json::error::Category::Data => {
             let text = error.to_string();
-            let detail = text.split(" at line ").next().unwrap_or_default();
+            let detail = text
+                .rsplit_once(" at line ")
+                .map_or(text.as_str(), |(what, _)| what);
+            let detail = detail.split(", expected one of").next().unwrap_or_default();
             LoadError::Corrupt {
                 name,
                 line,

@@ -1,6 +1,7 @@
 //! Several runs of one boot: how far apart their figures lie.
 
 use super::Profile;
+use super::figures::END;
 use std::collections::BTreeMap;
 
 /// Smallest, median and largest of some figures.
@@ -107,7 +108,7 @@ pub(super) type Key = (String, usize);
 /// The steps of a profile by key: exits so far, new exits.
 pub(super) fn keyed(profile: &Profile) -> Vec<(Key, u64, u64)> {
     let mut times = BTreeMap::<String, usize>::new();
-    let steps = profile.steps();
+    let steps = profile.guest_steps();
     let key = |name: &str| {
         let time = times.entry(name.to_owned()).or_default();
         *time += 1;
@@ -120,22 +121,20 @@ pub(super) fn keyed(profile: &Profile) -> Vec<(Key, u64, u64)> {
         .collect()
 }
 
-/// The keys of several runs in one order: each behind the one that it followed where it first
-/// came up.
+/// The keys of several runs in one order: what a run has and those before it lack stands before
+/// the next key that they have in common; the end of the run stands last.
 pub(super) fn merged<'a>(runs: impl Iterator<Item = Vec<&'a Key>>) -> Vec<&'a Key> {
     let mut order: Vec<&Key> = Vec::new();
     for run in runs {
-        let mut at = 0;
-        for key in run {
+        let mut at = order.len();
+        for key in run.into_iter().rev() {
             match order.iter().position(|k| *k == key) {
-                Some(found) => at = found + 1,
-                None => {
-                    order.insert(at, key);
-                    at += 1;
-                }
+                Some(found) => at = found,
+                None => order.insert(at, key),
             }
         }
     }
+    order.sort_by_key(|key| key.0 == END);
     order
 }
 

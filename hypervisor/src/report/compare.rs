@@ -10,8 +10,9 @@ use serde::Serialize;
 
 const INDENT: usize = 11;
 
-/// The comparison as a page of text; violations of limits stand at its end, one line each.
-pub fn text(comparison: &Comparison, violations: &[Violation]) -> String {
+/// The comparison as a page of text. Violations, if there are limits, stand at its end, one line
+/// each.
+pub fn text(comparison: &Comparison, violations: Option<&[Violation]>) -> String {
     let mut out = String::new();
     let (before, after) = (clean(&comparison.before), clean(&comparison.after));
     out += &labelled("before", INDENT, &before);
@@ -26,12 +27,16 @@ pub fn text(comparison: &Comparison, violations: &[Violation]) -> String {
     out += &reasons(comparison);
     out.push('\n');
     out += &steps(comparison);
-    for (i, violation) in violations.iter().enumerate() {
-        if i == 0 {
+    match violations {
+        None => {}
+        Some([]) => out += "\nwithin the limits of growth\n",
+        Some(violations) => {
             out.push('\n');
+            for violation in violations {
+                out += &fit(&line(violation), WIDTH);
+                out.push('\n');
+            }
         }
-        out += &fit(&line(violation), WIDTH);
-        out.push('\n');
     }
     out
 }
@@ -52,13 +57,13 @@ pub fn line(violation: &Violation) -> String {
     )
 }
 
-/// The comparison as JSON; `violations` is part of it.
-pub fn json(comparison: &Comparison, violations: &[Violation]) -> String {
+/// The comparison as JSON; `violations` is part of it, null if there are no limits.
+pub fn json(comparison: &Comparison, violations: Option<&[Violation]>) -> String {
     #[derive(Serialize)]
     struct Whole<'a> {
         #[serde(flatten)]
         comparison: &'a Comparison,
-        violations: &'a [Violation],
+        violations: Option<&'a [Violation]>,
     }
     json::pretty(&Whole {
         comparison,
@@ -280,21 +285,21 @@ mod tests {
     #[test]
     fn page() {
         let (comparison, violations) = rendered("5%,30=0");
-        insta::assert_snapshot!(text(&comparison, &violations));
+        insta::assert_snapshot!(text(&comparison, Some(&violations)));
     }
 
     #[test]
     fn two_kinds_of_host() {
         let (a, b) = (fixtures::cut_short(), fixtures::ledger());
         let comparison = Comparison::of(("a.json", &a), ("b.json", &b));
-        insta::assert_snapshot!(text(&comparison, &[]));
+        insta::assert_snapshot!(text(&comparison, None));
     }
 
     #[test]
     fn for_programs() {
         let (comparison, violations) = rendered("30=0");
         let value: serde_json::Value =
-            serde_json::from_str(&json(&comparison, &violations)).unwrap();
+            serde_json::from_str(&json(&comparison, Some(&violations))).unwrap();
         assert_eq!(value["schema"], "exitvisor-comparison");
         assert_eq!(value["violations"][0]["allowed"], "0");
         assert_eq!(value["reasons"][0]["trend"], "grew");
@@ -304,6 +309,6 @@ mod tests {
     fn extremes() {
         let comparison = Comparison::of(("a", &fixtures::zero()), ("b", &fixtures::huge()));
         let violations = comparison.violations(&"0".parse().unwrap());
-        insta::assert_snapshot!(text(&comparison, &violations));
+        insta::assert_snapshot!(text(&comparison, Some(&violations)));
     }
 }

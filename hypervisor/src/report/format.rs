@@ -4,6 +4,8 @@ use unicode_width::UnicodeWidthChar;
 
 /// Widest line of a text report, in columns.
 pub(crate) const WIDTH: usize = 120;
+/// A space at which [`labelled`] does not break a line.
+pub(crate) const GLUE: char = '\u{a0}';
 /// What stands for "no figure".
 pub(crate) const NONE: &str = "–";
 
@@ -55,6 +57,7 @@ pub(crate) fn fit(text: &str, most: usize) -> String {
 }
 
 /// Breaks words into lines after a label; what follows the first line is indented as far.
+/// A no-break space holds two words together and comes out as a space.
 pub(crate) fn labelled(label: &str, indent: usize, text: &str) -> String {
     let room = WIDTH - indent;
     let mut lines: Vec<String> = vec![String::new()];
@@ -95,7 +98,7 @@ pub(crate) fn labelled(label: &str, indent: usize, text: &str) -> String {
             "{left}{}{line}",
             " ".repeat(indent.saturating_sub(width(left)))
         );
-        out.push_str(row.trim_end());
+        out.push_str(row.replace(GLUE, " ").trim_end());
         out.push('\n');
     }
     out

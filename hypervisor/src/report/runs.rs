@@ -19,7 +19,7 @@ pub fn render(profiles: &[Profile]) -> String {
         out += &labelled(
             "",
             0,
-            &format!("▲ {n} of {} were cut short", of_runs(runs.runs)),
+            &format!("▲ cut short: {n} of {}", of_runs(runs.runs)),
         );
     }
     if runs.runs == 0 {
@@ -30,6 +30,7 @@ pub fn render(profiles: &[Profile]) -> String {
     out.push('\n');
     out += &reasons(&runs, profiles);
     out.push('\n');
+    out += &labelled("cycles", INDENT, &range(&runs.cycles, ""));
     out += &varying(&runs, profiles);
     out
 }
@@ -42,18 +43,24 @@ fn of_runs(runs: usize) -> String {
     }
 }
 
-fn headline(runs: &Runs) -> String {
-    let Spread { min, median, max } = runs.total;
-    let text = match runs.runs {
-        0 => "no runs".to_owned(),
-        n if !runs.total.varies() => format!("{}: {} exits", of_runs(n), count(median)),
-        n => format!(
-            "{}: {} … {} exits (median {})",
-            of_runs(n),
+/// "lo … hi exits, median …", or the one figure that all runs have.
+fn range(spread: &Spread, what: &str) -> String {
+    let Spread { min, median, max } = *spread;
+    match spread.varies() {
+        true => format!(
+            "{} … {}{what}, median {}",
             count(min),
             count(max),
             count(median)
         ),
+        false => format!("{}{what}", count(median)),
+    }
+}
+
+fn headline(runs: &Runs) -> String {
+    let text = match runs.runs {
+        0 => "no runs".to_owned(),
+        n => format!("{}: {}", of_runs(n), range(&runs.total, " exits")),
     };
     fit(&text, WIDTH) + "\n"
 }
@@ -149,7 +156,6 @@ fn reasons(runs: &Runs, profiles: &[Profile]) -> String {
     }
     table.rule();
     table.row(row(String::new(), "total".to_owned(), &runs.total, 0));
-    table.row(row(String::new(), "cycles".to_owned(), &runs.cycles, 0));
     if runs.own.max > 0 {
         table.row(row(
             String::new(),

@@ -1,12 +1,12 @@
 //! The boot profile as a page of text: what the boot cost, where it jumped, and through what.
 
 use super::format::{
-    Clock, NONE, WIDTH, bar, bytes, clean, count, count_or_none, fit, grouped, labelled, percent,
-    width,
+    Clock, GLUE, NONE, WIDTH, bar, bytes, clean, count, count_or_none, fit, grouped, labelled,
+    percent, width,
 };
 use super::table::{Side, Table};
 use crate::profile::figures::{Cause, END, KERNEL_LEDGER, KVM_RUN, Part, Step, share};
-use crate::profile::{EndKind, KvmKind, Profile};
+use crate::profile::{EndKind, GateFigures, KvmKind, Profile};
 use Side::{Left, Right};
 
 /// Where the text behind a label begins.
@@ -20,31 +20,23 @@ const JUMP: &str = "← jump";
 
 /// The profile as text, at most 120 columns wide.
 pub fn render(profile: &Profile) -> String {
-    let mut out = String::new();
-    out += &title(profile);
-    out += &cut_short(profile);
-    out += &facts(profile);
-    out.push('\n');
-    out += &milestones(profile);
-    out.push('\n');
-    out += &reasons(profile);
-    out += &vcpus(profile);
-    out.push('\n');
-    out += &sightings(profile);
-    out.push('\n');
-    out += &answers(profile);
-    let warnings = profile.warnings();
-    if !warnings.is_empty() {
-        out.push('\n');
-    }
-    for warning in warnings {
-        out += &labelled("beware", INDENT, &clean(&warning));
-    }
-    if profile.end.cut_short {
-        out.push('\n');
-        out += &cut_short(profile);
-    }
-    out
+    let sections = [
+        title(profile) + &alarm(profile) + &facts(profile),
+        milestones(profile),
+        reasons(profile),
+        notes(profile),
+        vcpus(profile),
+        sightings(profile),
+        answers(profile),
+        warnings(profile),
+        alarm(profile),
+    ];
+    let sections: Vec<&str> = sections
+        .iter()
+        .map(String::as_str)
+        .filter(|s| !s.is_empty())
+        .collect();
+    sections.join("\n")
 }
 
 fn plural(number: u64, one: &str, many: &str) -> String {
@@ -70,12 +62,14 @@ fn title(profile: &Profile) -> String {
     labelled("", 0, &clean(&title))
 }
 
-fn cut_short(profile: &Profile) -> String {
-    if !profile.end.cut_short {
-        return String::new();
-    }
-    let text = format!("▲ cut short: {}", clean(&profile.end.detail));
-    labelled("", 0, &text)
+/// What stands at the top and at the bottom if the boot did not come to its end.
+fn alarm(profile: &Profile) -> String {
+    let what = match profile.end.kind {
+        _ if profile.end.cut_short => "cut short: ",
+        EndKind::Exit => return String::new(),
+        _ => "",
+    };
+    labelled("", 0, &format!("▲ {what}{}", clean(&profile.end.detail)))
 }
 
 fn facts(profile: &Profile) -> String {
@@ -109,7 +103,40 @@ fn facts(profile: &Profile) -> String {
         );
         out += &labelled(&label, INDENT + widest + 4, &clean(&source.completeness));
     }
-    out + &labelled("accounts", INDENT, &accounts(profile))
+    out += &labelled("accounts", INDENT, &accounts(profile));
+    if profile.gates != GateFigures::default() {
+        out += &labelled("gates", INDENT, &gates(&profile.gates));
+    }
+    let mut recorded = profile.created.clone();
+    if alarm(profile).is_empty() {
+        recorded += &format!(" · {}", profile.end.detail);
+    }
+    out + &labelled("recorded", INDENT, &clean(&recorded))
+}
+
+fn gates(gates: &GateFigures) -> String {
+    let queries = plural(gates.queries, "query", "queries");
+    let calls = plural(gates.hypercalls, "hypercall", "hypercalls");
+    let mut text = format!("{queries} and {calls} answered");
+    if gates.stepped > 0 {
+        text += " · ";
+        text += &plural(gates.stepped, "instruction", "instructions");
+        text += " stepped over unchanged";
+    }
+    if gates.foreign > 0 {
+        text += " · ";
+        text += &plural(gates.foreign, "debug exception", "debug exceptions");
+        text += " given back to the guest";
+    }
+    text
+}
+
+fn warnings(profile: &Profile) -> String {
+    let lines = profile.warnings();
+    lines
+        .iter()
+        .map(|w| labelled("beware", INDENT, &clean(w)))
+        .collect()
 }
 
 fn accounts(profile: &Profile) -> String {
@@ -154,12 +181,22 @@ fn cause(profile: &Profile, cause: Cause) -> String {
     }
 }
 
+/// A cause and its exits: "12 HLT ×60".
+fn times(profile: &Profile, part: &Part) -> String {
+    format!("{} ×{}", cause(profile, part.cause), count(part.exits))
+}
+
+/// The same for a text that is broken into lines: not within an item.
+fn glued(item: &str) -> String {
+    item.replace(' ', &GLUE.to_string())
+}
+
 /// As many of the causes as fit, largest first: "12 HLT ×60, 30 I/O instruction ×41".
 fn mostly(profile: &Profile, parts: &[Part], room: usize) -> String {
     let mut out = String::new();
     for part in parts {
         let gap = if out.is_empty() { "" } else { ", " };
-        let next = format!("{gap}{} ×{}", cause(profile, part.cause), count(part.exits));
+        let next = format!("{gap}{}", times(profile, part));
         if !out.is_empty() && width(&out) + width(&next) > room {
             break;
         }
@@ -181,7 +218,10 @@ fn step_name(profile: &Profile, step: &Step<'_>) -> String {
 }
 
 fn milestones(profile: &Profile) -> String {
-    let steps = profile.steps();
+    let steps = profile.guest_steps();
+    if steps.is_empty() {
+        return String::new();
+    }
     let jump = profile.jump().map(|s| s.index);
     let most = steps.iter().map(|s| s.delta.exits).max().unwrap_or(0);
     let clock = Clock::up_to(
@@ -229,7 +269,10 @@ fn reasons(profile: &Profile) -> String {
     let (whole, cycles) = (total.whole(), u128::from(total.guest_cycles()));
     let ranking = total.ranking();
     let most = ranking.first().map_or(0, |p| p.exits);
-    let mut notes = Footnotes::of(profile);
+    if ranking.is_empty() && total.own() == 0 {
+        return String::new();
+    }
+    let footnotes = Footnotes::of(profile);
     let mut table = Table::new(&[
         ("", Right),
         ("reason", Left),
@@ -259,7 +302,9 @@ fn reasons(profile: &Profile) -> String {
             number,
             name,
             count(part.exits),
-            account.map(|a| notes.mark(&a.source)).unwrap_or_default(),
+            account
+                .map(|a| footnotes.mark(&a.source))
+                .unwrap_or_default(),
             percent(share(part.exits, whole)),
             spent.map_or(NONE.to_owned(), count),
             percent(spent.and_then(|c| share(c, cycles))),
@@ -270,7 +315,7 @@ fn reasons(profile: &Profile) -> String {
         ]);
     }
     table.rule();
-    let timed = total.is_timed();
+    let timed = total.guest_timed() > 0;
     let sum = |exits, cycles, timed| {
         let cycles = if timed {
             count(cycles)
@@ -299,15 +344,27 @@ fn reasons(profile: &Profile) -> String {
             table.row(row);
         }
     }
-    let mut out = table.render();
-    out.push('\n');
-    out += &notes.render();
-    if timed {
+    table.render()
+}
+
+/// How the figures came about.
+fn notes(profile: &Profile) -> String {
+    let mut out = Footnotes::of(profile).render();
+    let (timed, exits) = (profile.total.guest_timed(), profile.total.guest_total());
+    if timed > 0 {
         let from = match profile.has_source(KERNEL_LEDGER) {
             true => "TSC, from the exit to the next entry (kernel ledger)",
             false => "TSC, from KVM_RUN's return to the next entry",
         };
-        out += &labelled("cycles", INDENT, from);
+        let how_many = match timed >= exits {
+            true => "every exit is timed".to_owned(),
+            false => format!(
+                "{} of {} are timed",
+                count(timed),
+                plural(exits, "exit", "exits")
+            ),
+        };
+        out += &labelled("cycles", INDENT, &format!("{from} · {how_many}"));
     }
     out
 }
@@ -335,7 +392,7 @@ impl Footnotes {
         Self { sources, single }
     }
 
-    fn mark(&mut self, source: &str) -> String {
+    fn mark(&self, source: &str) -> String {
         if self.single {
             return String::new();
         }
@@ -363,7 +420,7 @@ impl Footnotes {
                 if all.len() > last {
                     notes.push(format!("{} {}", MARKS[last], names(&all[last..])));
                 }
-                format!("{KVM_RUN}, but {}", notes.join(" · "))
+                format!("{KVM_RUN}, except {}", notes.join(" · "))
             }
         };
         labelled("counted by", INDENT, &text)
@@ -403,7 +460,7 @@ fn vcpus(profile: &Profile) -> String {
             bar(accounts.guest_total(), most, BAR),
         ]);
     }
-    format!("\n{}", table.render())
+    table.render()
 }
 
 /// As many numbers with names as fit on a line, and how many there are.
@@ -440,7 +497,7 @@ fn sightings(profile: &Profile) -> String {
 }
 
 fn answers(profile: &Profile) -> String {
-    const INDENT: usize = 41;
+    const INDENT: usize = 39;
     let mut out = String::new();
     out += &labelled(
         "How many exits does this boot take?",
@@ -474,12 +531,7 @@ fn how_many(profile: &Profile) -> String {
         0 => {}
         own => answer += &format!(", and {} of the profiler's own", grouped(own)),
     }
-    let ended = match profile.end.kind {
-        EndKind::Exit => String::new(),
-        _ if profile.end.cut_short => String::new(),
-        _ => format!(" ({})", clean(&profile.end.detail)),
-    };
-    answer + &ended
+    answer
 }
 
 fn steadily(profile: &Profile) -> String {
@@ -514,25 +566,30 @@ fn jump(profile: &Profile) -> String {
         None => "After the last milestone".to_owned(),
     };
     let exits = grouped(step.delta.exits);
-    let through = mostly(profile, &step.delta.ranking(), 64);
-    format!("{at}: +{exits} ({part}), through {through}")
+    let ranking = step.delta.ranking();
+    let through = ranking
+        .iter()
+        .take(3)
+        .map(|part| glued(&times(profile, part)));
+    let through = through.collect::<Vec<_>>().join(", ");
+    format!("{at}: +{exits} ({}), through {through}", glued(&part))
 }
 
 fn frequencies(profile: &Profile) -> String {
     let parts = profile.frequencies();
     let shown = |part: &Part| {
         let name = cause(profile, part.cause);
-        format!("{name} ({})", count(part.exits))
+        glued(&format!("{name} ({})", count(part.exits)))
     };
     let all = profile.sightings();
     let never = match all.hidden.len() {
         0 => format!(
-            "never: {} of {} that can occur",
+            "never:{GLUE}{} of {} that can occur",
             all.never.len(),
             all.never.len() + all.seen.len()
         ),
         hidden => format!(
-            "never: {} for certain, {hidden} as far as can be seen",
+            "never:{GLUE}{} for certain, {hidden} as far as can be seen",
             all.never.len()
         ),
     };
@@ -541,9 +598,13 @@ fn frequencies(profile: &Profile) -> String {
     };
     let most: Vec<String> = parts.iter().take(2).map(shown).collect();
     if first == last {
-        return format!("{} only · {never}", shown(first));
+        return format!("{} only{GLUE}· {never}", shown(first));
     }
-    format!("{} · least: {} · {never}", most.join(", "), shown(last))
+    format!(
+        "{}{GLUE}· least:{GLUE}{}{GLUE}· {never}",
+        most.join(", "),
+        shown(last)
+    )
 }
 
 #[cfg(test)]
