@@ -444,10 +444,22 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_milestone()(
+        number in any::<u32>(),
+        name in string(),
+        vcpu in any::<u32>(),
+        nanos in figure(),
+        accounts in any_accounts(),
+    ) -> Milestone {
+        Milestone { number, name, vcpu, tsc: nanos, nanos, accounts }
+    }
+}
+
+prop_compose! {
     /// Any profile at all, consistent or not.
     pub(crate) fn any_profile()(
         strings in proptest::collection::vec(string(), 8),
-        milestones in proptest::collection::vec((any::<u32>(), string(), any::<u32>(), figure(), any_accounts()), 0..6),
+        milestones in proptest::collection::vec(any_milestone(), 0..6),
         totals in proptest::collection::vec(any_accounts(), 1..4),
         dropped in figure(),
         memory in figure(),
@@ -469,10 +481,7 @@ prop_compose! {
         profile.milestones_dropped = dropped;
         profile.total = totals[0].clone();
         profile.vcpus = totals;
-        profile.milestones = milestones
-            .into_iter()
-            .map(|(number, name, vcpu, nanos, accounts)| Milestone { number, name, vcpu, tsc: nanos, nanos, accounts })
-            .collect();
+        profile.milestones = milestones;
         profile
     }
 }

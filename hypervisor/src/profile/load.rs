@@ -25,7 +25,10 @@ pub enum LoadError {
         source: io::Error,
     },
     /// It is larger than [`MAX_BYTES`].
-    #[error("{name} is larger than {} MiB: not a profile; name a file written by --json", MAX_BYTES >> 20)]
+    #[error(
+        "{name} is larger than {} MiB: not a profile; name a file written by --json",
+        MAX_BYTES >> 20
+    )]
     TooLarge {
         /// The file.
         name: String,
@@ -341,35 +344,33 @@ mod tests {
     fn refusals() {
         let whole = json::render(&fixtures::software());
         let newer = r#"{"schema":"exitvisor-profile","version":2,"shape":{"new":[]}}"#;
-        insta::assert_snapshot!(
-            [
-                refusal(b""),
-                refusal(b" \n"),
-                refusal(b"{\n  \"schema\": oops"),
-                refusal(b"\x7fELF"),
-                refusal(&whole.as_bytes()[..whole.len() / 2]),
-                refusal(b"[]"),
-                refusal(b"42"),
-                refusal(b"{}"),
-                refusal(br#"{"schema":"other\u001b[31m\n"}"#),
-                refusal(br#"{"schema":"exitvisor-profile"}"#),
-                refusal(br#"{"schema":"exitvisor-profile","version":0}"#),
-                refusal(br#"{"schema":"exitvisor-profile","version":1}"#),
-                refusal(newer.as_bytes()),
-                refusal(br#"{"schema":"exitvisor-profile","version":1,"\n\u001b":1}"#),
-                changed(|p| p.total.residual += 1),
-                changed(|p| p.total.reasons[0].own = 10_000),
-                changed(|p| p.vcpus[0].reasons.swap(0, 1)),
-                changed(|p| p.total.reasons.last_mut().unwrap().reason = 200),
-                changed(|p| p.milestones[1].accounts.total = 99_999),
-                changed(|p| {
-                    p.milestones[1].name = "\u{1b}[2J".repeat(200);
-                    p.milestones[1].accounts.other = 7;
-                }),
-                changed(|p| p.reasons[3].reason = 1),
-            ]
-            .join("\n")
-        );
+        let all = [
+            refusal(b""),
+            refusal(b" \n"),
+            refusal(b"{\n  \"schema\": oops"),
+            refusal(b"\x7fELF"),
+            refusal(&whole.as_bytes()[..whole.len() / 2]),
+            refusal(b"[]"),
+            refusal(b"42"),
+            refusal(b"{}"),
+            refusal(br#"{"schema":"other\u001b[31m\n"}"#),
+            refusal(br#"{"schema":"exitvisor-profile"}"#),
+            refusal(br#"{"schema":"exitvisor-profile","version":0}"#),
+            refusal(br#"{"schema":"exitvisor-profile","version":1}"#),
+            refusal(newer.as_bytes()),
+            refusal(br#"{"schema":"exitvisor-profile","version":1,"\n\u001b":1}"#),
+            changed(|p| p.total.residual += 1),
+            changed(|p| p.total.reasons[0].own = 10_000),
+            changed(|p| p.vcpus[0].reasons.swap(0, 1)),
+            changed(|p| p.total.reasons.last_mut().unwrap().reason = 200),
+            changed(|p| p.milestones[1].accounts.total = 99_999),
+            changed(|p| {
+                p.milestones[1].name = "\u{1b}[2J".repeat(200);
+                p.milestones[1].accounts.other = 7;
+            }),
+            changed(|p| p.reasons[3].reason = 1),
+        ];
+        insta::assert_snapshot!(all.join("\n"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Profile;
 use super::figures::END;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Smallest, median and largest of some figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,13 +126,22 @@ pub(super) fn keyed(profile: &Profile) -> Vec<(Key, u64, u64)> {
 pub(super) fn merged<'a>(runs: impl Iterator<Item = Vec<&'a Key>>) -> Vec<&'a Key> {
     let mut order: Vec<&Key> = Vec::new();
     for run in runs {
-        let mut at = order.len();
-        for key in run.into_iter().rev() {
-            match order.iter().position(|k| *k == key) {
-                Some(found) => at = found,
-                None => order.insert(at, key),
+        let known: BTreeSet<&Key> = order.iter().copied().collect();
+        let mut before = BTreeMap::<&Key, Vec<&Key>>::new();
+        let mut waiting = Vec::new();
+        for key in run {
+            match known.contains(key) {
+                true => before.entry(key).or_default().append(&mut waiting),
+                false => waiting.push(key),
             }
         }
+        let mut next = Vec::with_capacity(order.len() + waiting.len());
+        for key in order {
+            next.append(&mut before.remove(key).unwrap_or_default());
+            next.push(key);
+        }
+        next.append(&mut waiting);
+        order = next;
     }
     order.sort_by_key(|key| key.0 == END);
     order
@@ -223,6 +232,27 @@ mod tests {
         assert_eq!(runs.cut_short, 1);
         let cpuid = runs.reasons.iter().find(|r| r.reason == 10).unwrap();
         assert_eq!((cpuid.exits.min, cpuid.exits.max), (0, 120));
+    }
+
+    #[test]
+    fn orders_are_merged() {
+        let run = |names: &str| -> Vec<Key> {
+            names.split(' ').map(|name| (name.to_owned(), 0)).collect()
+        };
+        let order = |runs: &[&str]| {
+            let runs: Vec<_> = runs.iter().map(|r| run(r)).collect();
+            let keys = merged(runs.iter().map(|r| r.iter().collect()));
+            keys.iter()
+                .map(|k| k.0.as_str())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(
+            order(&["a b (end)", "a c d", "x a d e"]),
+            "x a b c d e (end)"
+        );
+        assert_eq!(order(&["a b", "b a"]), "a b");
+        assert_eq!(order(&[]), "");
     }
 
     #[test]

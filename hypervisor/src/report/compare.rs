@@ -6,6 +6,7 @@ use super::format::{
 use super::json;
 use super::table::{Side, Table};
 use crate::profile::compare::{Change, Comparison, StepChange, Trend, Violation};
+use crate::profile::figures::END;
 use serde::Serialize;
 
 const INDENT: usize = 11;
@@ -217,8 +218,16 @@ fn steps(comparison: &Comparison) -> String {
     ]);
     for step in &comparison.steps {
         let new = &step.new_exits;
-        let cell = |there: bool, n| if there { count(n) } else { NONE.to_owned() };
+        let is_end = step.name == END;
+        let cell = |there: bool, n| {
+            if there || is_end {
+                count(n)
+            } else {
+                NONE.to_owned()
+            }
+        };
         let what = match (step.in_before, step.in_after) {
+            _ if is_end => mark(new.trend()),
             (true, false) => "not reached any more",
             (false, true) => "not reached before",
             _ => mark(new.trend()),

@@ -59,6 +59,8 @@ pub(crate) fn fit(text: &str, most: usize) -> String {
 /// Breaks words into lines after a label; what follows the first line is indented as far.
 /// A no-break space holds two words together and comes out as a space.
 pub(crate) fn labelled(label: &str, indent: usize, text: &str) -> String {
+    // A command line can be long, but not as long as a file that somebody made up.
+    let text = fit(text, 40 * WIDTH);
     let room = WIDTH - indent;
     let mut lines: Vec<String> = vec![String::new()];
     for word in text.split(' ').filter(|w| !w.is_empty()) {
@@ -178,6 +180,11 @@ pub(crate) fn bar(value: u64, most: u64, width: usize) -> String {
     let scaled = (u128::from(value) * full + u128::from(most) / 2) / u128::from(most);
     let eighths = scaled.clamp(1, full) as usize;
     "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
+}
+
+/// A bar for what is not known exactly: a shade, in whole blocks.
+pub(crate) fn shade(value: u64, most: u64, width: usize) -> String {
+    "░".repeat(self::width(&bar(value, most, width)))
 }
 
 /// A size in bytes.

@@ -11,3 +11,18 @@ pub fn render(profile: &Profile) -> String {
 pub(super) fn pretty(value: &impl serde::Serialize) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::fixtures;
+
+    /// Whoever changes this snapshot changes the schema.
+    #[test]
+    fn schema() {
+        let mut profile = fixtures::software();
+        profile.milestones.truncate(2);
+        profile.reasons.truncate(2);
+        insta::assert_snapshot!(render(&profile));
+    }
+}

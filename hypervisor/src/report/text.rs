@@ -2,7 +2,7 @@
 
 use super::format::{
     Clock, GLUE, NONE, WIDTH, bar, bytes, clean, count, count_or_none, fit, grouped, labelled,
-    percent, width,
+    percent, shade, width,
 };
 use super::table::{Side, Table};
 use crate::profile::figures::{Cause, END, KERNEL_LEDGER, KVM_RUN, Part, Step, share};
@@ -50,14 +50,22 @@ fn title(profile: &Profile) -> String {
         i.path.rsplit('/').next().unwrap_or(&i.path)
     });
     let cpus = plural(machine.cpus.into(), "vCPU", "vCPUs");
+    let leaves = match machine.layout.as_str() {
+        "custom" => {
+            let leaves = machine
+                .leaves
+                .map(|leaf| format!("{leaf:#010X}").replace("0X", "0x"));
+            format!("leaves {}", leaves.join(" "))
+        }
+        layout => format!("{layout} leaves"),
+    };
     let title = format!(
-        "{} {} · {} · {} · {cpus}, {} · {} leaves",
+        "{} {} · {} · {} · {cpus}, {} · {leaves}",
         profile.tool.name,
         profile.tool.version,
         kernel,
         machine.boot,
         bytes(machine.memory),
-        machine.layout
     );
     labelled("", 0, &clean(&title))
 }
@@ -311,7 +319,10 @@ fn reasons(profile: &Profile) -> String {
             time(|t| t.0),
             time(|t| t.1),
             time(|t| t.2),
-            bar(part.exits, most, BAR),
+            match part.cause {
+                Cause::Residual => shade(part.exits, most, BAR),
+                _ => bar(part.exits, most, BAR),
+            },
         ]);
     }
     table.rule();
@@ -551,7 +562,8 @@ fn steadily(profile: &Profile) -> String {
         &format!("comes in {few}")
     };
     format!(
-        "{word}: half of it {comes} of {steps} steps (unsteadiness {unsteadiness:.2}: 0 even, 1 all at once)"
+        "{word}: half of it {comes} of {steps} steps \
+         (unsteadiness {unsteadiness:.2}: 0 even, 1 all at once)"
     )
 }
 
@@ -636,6 +648,19 @@ mod tests {
     #[test]
     fn at_the_limits_of_u64() {
         insta::assert_snapshot!(render(&fixtures::huge()));
+    }
+
+    #[test]
+    fn a_crash_is_told_at_both_ends() {
+        let mut profile = fixtures::ledger();
+        profile.end.kind = EndKind::TripleFault;
+        profile.end.detail = "triple fault at 0x20134a".to_owned();
+        profile.machine.layout = "custom".to_owned();
+        let text = render(&profile);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].ends_with("leaves 0x4FFFFFFF 0x4FFFFFFE 0x4FFFFFFD 0x4FFFFFFC"));
+        assert_eq!(lines[1], "▲ triple fault at 0x20134a");
+        assert_eq!(lines.last(), Some(&lines[1]));
     }
 
     #[test]
