@@ -1,1 +1,13 @@
 //! Reports: each renders a `&Profile` and knows nothing else.
+
+pub mod compare;
+pub mod csv;
+mod format;
+pub mod json;
+pub mod runs;
+mod table;
+pub mod text;
+
+pub(crate) use format::clean;
+#[cfg(test)]
+pub(crate) use format::width;
