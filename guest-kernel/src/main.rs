@@ -21,13 +21,18 @@ mod kernel {
         let l = Layout::CLASSIC;
         let e = gate::gate_cpuid(l.total_exits, 0).exits();
         let c = gate::gate_cpuid(l.total_cycles, 0).cycles();
-        let _ = writeln!(Serial, "CPUID(0x4FFFFFFF), exits= {e}, cycles spent in exit= {c}");
+        let _ = writeln!(
+            Serial,
+            "CPUID(0x4FFFFFFF), exits= {e}, cycles spent in exit= {c}"
+        );
         let _ = writeln!(Serial, "{:x?}", gate::gate_cpuid(0, 0));
         let _ = writeln!(Serial, "{:x?}", gate::cpuid(0, 0));
-        for _ in 0..20 { gate::cpuid(0,0); }
+        for _ in 0..20 {
+            gate::cpuid(0, 0);
+        }
         port::out32(ports::MILESTONE, milestone::DONE);
         port::out32(ports::EXIT, 7);
-        loop { }
+        loop {}
     }
 
     #[panic_handler]

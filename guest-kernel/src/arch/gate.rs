@@ -5,7 +5,12 @@ use exit_abi::leaf::Registers;
 /// CPUID at an ordinary site: the CPU's or KVM's answer, never the gate's.
 pub fn cpuid(leaf: u32, subleaf: u32) -> Registers {
     let r = core::arch::x86_64::__cpuid_count(leaf, subleaf);
-    Registers { eax: r.eax, ebx: r.ebx, ecx: r.ecx, edx: r.edx }
+    Registers {
+        eax: r.eax,
+        ebx: r.ebx,
+        ecx: r.ecx,
+        edx: r.edx,
+    }
 }
 
 #[cfg(target_os = "none")]
@@ -55,5 +60,10 @@ pub fn gate_cpuid(leaf: u32, subleaf: u32) -> Registers {
     // SAFETY: the routine writes 16 bytes to the pointer it is given and keeps to the System V
     // calling convention.
     unsafe { site::gate_cpuid(leaf, subleaf, &mut r) };
-    Registers { eax: r[0], ebx: r[1], ecx: r[2], edx: r[3] }
+    Registers {
+        eax: r[0],
+        ebx: r[1],
+        ecx: r[2],
+        edx: r[3],
+    }
 }

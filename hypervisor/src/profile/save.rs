@@ -46,6 +46,41 @@ pub fn save(path: &Path, text: &str) -> Result<(), SaveError> {
     })
 }
 
+/// Whether [`save`] will be able to write there, as far as can be told without writing: a guest
+/// need not boot for a profile that has no place to go.
+pub fn check(path: &Path) -> Result<(), SaveError> {
+    let error = |source| SaveError {
+        name: line(&path.display().to_string()),
+        source,
+    };
+    if path.as_os_str() == "-" {
+        return Ok(());
+    }
+    let target = through_links(path);
+    match fs::metadata(&target) {
+        Ok(found) if found.is_dir() => Err(error(io::ErrorKind::IsADirectory.into())),
+        Ok(found) if !found.is_file() => Ok(()),
+        Ok(_) => OpenOptions::new()
+            .write(true)
+            .open(&target)
+            .map(drop)
+            .map_err(error),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => tempfile::Builder::new()
+            .prefix(".exitvisor-")
+            .tempfile_in(folder_of(&target))
+            .map(drop)
+            .map_err(error),
+        Err(e) => Err(error(e)),
+    }
+}
+
+fn folder_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if path.as_os_str() == "-" {
         return to_stdout(bytes);
@@ -95,10 +130,7 @@ fn is_stdout(found: &fs::Metadata) -> bool {
 }
 
 fn replace(target: &Path, bytes: &[u8], like: Option<Permissions>) -> io::Result<()> {
-    let folder = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(target);
     // 0666 as every new file: the umask takes its part.
     let mut file = tempfile::Builder::new()
         .prefix(".exitvisor-")
@@ -174,6 +206,24 @@ mod tests {
         save(&path, "through").unwrap();
         assert_eq!(reader.join().unwrap(), "through");
         assert_eq!(names(folder.path()), ["fifo"]);
+    }
+
+    #[test]
+    fn a_check_finds_what_saving_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let good = folder.path().join("a.json");
+        assert!(check(&good).is_ok() && check(Path::new("-")).is_ok());
+        assert_eq!(names(folder.path()), [""; 0], "nothing is left behind");
+        for bad in [
+            &folder.path().join("no/a.json"),
+            folder.path(),
+            Path::new(""),
+        ] {
+            assert_eq!(
+                check(bad).unwrap_err().to_string(),
+                save(bad, "x").unwrap_err().to_string()
+            );
+        }
     }
 
     #[test]
