@@ -1,0 +1,26 @@
+//! Reads its console and writes back what it reads, in capitals, up to a `q`.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+guest_kernel::entry!(main);
+
+#[cfg(target_os = "none")]
+fn main(_: u32) -> ! {
+    use exit_abi::port::COM1;
+    use guest_kernel::arch::port;
+
+    // Received data raise an interrupt: that is how a guest says that it listens. It polls.
+    port::out8(COM1 + 1, 1);
+    loop {
+        if port::in8(COM1 + 5) & 1 == 0 {
+            continue;
+        }
+        match port::in8(COM1) {
+            b'q' => test_guests::exit(0),
+            byte => port::out8(COM1, byte.to_ascii_uppercase()),
+        }
+    }
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {}

@@ -1,0 +1,73 @@
+//! Ports and addresses at which nothing is, in every width, and strings of 64 KiB.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+guest_kernel::entry!(main);
+
+#[cfg(target_os = "none")]
+static mut BUFFER: [u8; 65536] = [0x5A; 65536];
+
+#[cfg(target_os = "none")]
+fn main(_: u32) -> ! {
+    use core::arch::asm;
+    use exit_abi::port as ports;
+    use guest_kernel::arch::port;
+    use test_guests::check_eq;
+
+    // Ports of nobody's, ours at odd offsets, those around COM1, the last one.
+    for p in [0x0000, 0x0080, 0x03E8, 0x0CF8, 0x0E03, 0x0E0D, 0x0E1D, 0x1234, 0xFFFF] {
+        port::out8(p, 1);
+        port::out16(p, 1);
+        port::out32(p, 1);
+        port::in8(p);
+        port::in16(p);
+        port::in32(p);
+    }
+    check_eq(1, port::in8(0x1234), 0xFF, "a port of nobody's, 8 bits");
+    check_eq(2, port::in16(0x1234), 0xFFFF, "a port of nobody's, 16 bits");
+    check_eq(3, port::in32(0x1234), 0xFFFF_FFFF, "a port of nobody's, 32 bits");
+    check_eq(4, port::in32(ports::SCRATCH), 0, "the scratch port");
+    // COM1 in widths that reach over its registers.
+    port::out16(ports::COM1 + 6, 0);
+    port::in32(ports::COM1 + 4);
+
+    for offset in [0, 1, 7, 0xFF8, 0xFFF] {
+        let at = (exit_abi::SCRATCH_PAGE + offset) as *mut u8;
+        // SAFETY: the scratch page is mapped and no memory of ours; any width may be used on it.
+        unsafe {
+            at.write_volatile(1);
+            check_eq(5, at.read_volatile(), 0, "MMIO of nobody's, 8 bits");
+            at.cast::<u16>().write_unaligned(1);
+            check_eq(6, at.cast::<u16>().read_unaligned(), 0, "MMIO, 16 bits");
+            at.cast::<u32>().write_unaligned(1);
+            check_eq(7, at.cast::<u32>().read_unaligned(), 0, "MMIO, 32 bits");
+            at.cast::<u64>().write_unaligned(1);
+            check_eq(8, at.cast::<u64>().read_unaligned(), 0, "MMIO, 64 bits");
+        }
+    }
+
+    let buffer = &raw mut BUFFER;
+    for (port, width) in [(ports::SCRATCH, 1), (ports::SCRATCH, 4), (0x1234, 2), (ports::GATE_COMMAND, 4), (ports::MILESTONE_NAME, 1)] {
+        let count = 65536_u64 / width;
+        // SAFETY: OUTS reads and INS writes `count * width` = 65,536 bytes of `buffer`.
+        unsafe {
+            match width {
+                1 => asm!("rep outsb", in("dx") port, inout("rsi") buffer => _, inout("rcx") count => _),
+                2 => asm!("rep outsw", in("dx") port, inout("rsi") buffer => _, inout("rcx") count => _),
+                _ => asm!("rep outsd", in("dx") port, inout("rsi") buffer => _, inout("rcx") count => _),
+            }
+        }
+    }
+    for (port, expected) in [(ports::SCRATCH, 0), (0x1234, 0xFF)] {
+        // SAFETY: INS writes 65,536 bytes to `buffer`, of which nobody else knows.
+        let last = unsafe {
+            asm!("rep insb", in("dx") port, inout("rdi") buffer => _, inout("rcx") 65536_u64 => _);
+            (*buffer)[65535]
+        };
+        check_eq(9, last, expected, "the last byte of a string in");
+    }
+    test_guests::exit(0)
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {}
