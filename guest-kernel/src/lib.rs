@@ -1,9 +1,18 @@
 //! The parts of Exitvisor's bare-metal guests: what the kernel is made of, and what the small
 //! guests of the black-box tests share with it.
 //!
-//! Everything that touches the machine is under [`arch`]; the rest is plain code that is tested
-//! on the host.
+//! A guest begins with [`entry!`]; [`serial`], [`milestone`], [`gates`], [`own`], [`exit`](mod@exit)
+//! and [`arch::gate`] speak to Exitvisor. Everything that touches the machine is under [`arch`];
+//! the rest is plain code that is tested on the host.
 #![cfg_attr(not(test), no_std)]
 
+pub use exit_abi as abi;
+
 pub mod arch;
+mod entry;
+pub mod exit;
+pub mod gates;
+pub mod line;
+pub mod milestone;
+pub mod own;
 pub mod serial;

@@ -49,7 +49,11 @@ global_asm!(
     ".quad boot_gdt",
     ".popsection",
     ".pushsection .bss.boot_stack, \"aw\", @nobits",
-    ".balign 16",
+    // One page that stays unmapped once the kernel runs on its own tables, then the stack.
+    ".balign 4096",
+    ".global boot_stack_guard",
+    "boot_stack_guard:",
+    ".fill 4096, 1, 0",
     ".fill 65536, 1, 0",
     "boot_stack_top:",
     ".popsection",
@@ -73,10 +77,10 @@ global_asm!(
     "or eax, 0x80010000", // PG, WP
     "mov cr0, eax",
     "lgdt [boot_gdt_pointer]",
-    // A far jump has no spelling in the assembler's Intel syntax.
-    ".att_syntax prefix",
-    "ljmp $0x08, $boot_long_mode",
-    ".intel_syntax noprefix",
+    // jmp 0x08:boot_long_mode, in bytes: the assembler's Intel syntax cannot spell it.
+    ".byte 0xEA",
+    ".long boot_long_mode",
+    ".word 0x08",
     ".code64",
     "boot_long_mode:",
     "mov eax, 0x10",

@@ -17,19 +17,20 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> Registers {
 mod site {
     use core::arch::global_asm;
 
-    // The gate's CPUID, published by an ELF note: linear address of the instruction.
+    // Two instructions at which Exitvisor answers once they are published (by
+    // `publish_cpuid_gate!`, `publish_hypercall_gate!` or the gate port).
     global_asm!(
         ".pushsection .text.gate, \"ax\"",
-        ".global gate_cpuid",
-        "gate_cpuid:",
+        ".global exitvisor_cpuid",
+        "exitvisor_cpuid:",
         "push rbx",
         "mov r8, rdx",
         "mov eax, edi",
         "mov ecx, esi",
         "xor ebx, ebx",
         "xor edx, edx",
-        ".global gate_cpuid_site",
-        "gate_cpuid_site:",
+        ".global exitvisor_cpuid_site",
+        "exitvisor_cpuid_site:",
         "cpuid",
         "mov [r8], eax",
         "mov [r8 + 4], ebx",
@@ -37,33 +38,120 @@ mod site {
         "mov [r8 + 12], edx",
         "pop rbx",
         "ret",
+        ".global exitvisor_hypercall",
+        "exitvisor_hypercall:",
+        // KVM's ABI takes arguments in RBX, RCX, RDX, RSI; ours has none: all zero.
+        "push rbx",
+        "mov rax, rdi",
+        "xor ebx, ebx",
+        "xor ecx, ecx",
+        "xor edx, edx",
+        "xor esi, esi",
+        ".global exitvisor_hypercall_site",
+        "exitvisor_hypercall_site:",
+        "vmcall",
+        "pop rbx",
+        "ret",
         ".popsection",
-        ".pushsection .note.exitvisor.cpuid, \"a\", @note",
-        ".balign 4",
-        ".long 10, 8, {cpuid_gates}",
-        ".asciz \"Exitvisor\"",
-        ".balign 4",
-        ".quad gate_cpuid_site",
-        ".popsection",
-        cpuid_gates = const exit_abi::note::CPUID_GATES,
     );
 
     unsafe extern "sysv64" {
-        pub(super) fn gate_cpuid(leaf: u32, subleaf: u32, into: *mut [u32; 4]);
+        pub(super) fn exitvisor_cpuid(leaf: u32, subleaf: u32, into: *mut [u32; 4]);
+        pub(super) fn exitvisor_hypercall(number: u64) -> u64;
+        pub(super) static exitvisor_cpuid_site: u8;
+        pub(super) static exitvisor_hypercall_site: u8;
     }
 }
 
-/// CPUID at the gate that the image's note publishes.
-#[cfg(target_os = "none")]
+/// CPUID at the site that [`crate::publish_cpuid_gate`] makes a gate.
 pub fn gate_cpuid(leaf: u32, subleaf: u32) -> Registers {
-    let mut r = [0; 4];
-    // SAFETY: the routine writes 16 bytes to the pointer it is given and keeps to the System V
-    // calling convention.
-    unsafe { site::gate_cpuid(leaf, subleaf, &mut r) };
-    Registers {
-        eax: r[0],
-        ebx: r[1],
-        ecx: r[2],
-        edx: r[3],
+    #[cfg(target_os = "none")]
+    {
+        let mut r = [0; 4];
+        // SAFETY: the routine writes 16 bytes to the pointer it is given, which points to as
+        // many, and keeps to the System V calling convention.
+        unsafe { site::exitvisor_cpuid(leaf, subleaf, &mut r) };
+        Registers {
+            eax: r[0],
+            ebx: r[1],
+            ecx: r[2],
+            edx: r[3],
+        }
     }
+    // The host has no gates.
+    #[cfg(not(target_os = "none"))]
+    cpuid(leaf, subleaf)
+}
+
+/// VMCALL with this number, at the site that [`crate::publish_hypercall_gate`] or the gate port
+/// makes a gate. Where it is no gate the instruction itself is executed.
+pub fn gate_hypercall(number: u64) -> u64 {
+    #[cfg(target_os = "none")]
+    {
+        // SAFETY: the routine touches no memory but the stack and keeps to the System V calling
+        // convention; a hypercall of Exitvisor's or KVM's with zero arguments changes nothing else.
+        unsafe { site::exitvisor_hypercall(number) }
+    }
+    #[cfg(not(target_os = "none"))]
+    {
+        let _ = number;
+        exit_abi::hypercall::UNKNOWN
+    }
+}
+
+/// Linear address of the CPUID instruction in [`gate_cpuid`].
+pub fn cpuid_site() -> u64 {
+    #[cfg(target_os = "none")]
+    {
+        &raw const site::exitvisor_cpuid_site as u64
+    }
+    #[cfg(not(target_os = "none"))]
+    0
+}
+
+/// Linear address of the VMCALL instruction in [`gate_hypercall`].
+pub fn hypercall_site() -> u64 {
+    #[cfg(target_os = "none")]
+    {
+        &raw const site::exitvisor_hypercall_site as u64
+    }
+    #[cfg(not(target_os = "none"))]
+    0
+}
+
+/// Publishes the CPUID site by an ELF note of the image: call it once, beside `entry!`. Without
+/// it [`gate_cpuid`] is an ordinary CPUID until its site is registered through the gate port.
+#[macro_export]
+macro_rules! publish_cpuid_gate {
+    () => {
+        #[cfg(target_os = "none")]
+        ::core::arch::global_asm!(
+            ".pushsection .note.exitvisor.cpuid, \"a\", @note",
+            ".balign 4",
+            ".long 10, 8, {kind}",
+            ".asciz \"Exitvisor\"",
+            ".balign 4",
+            ".quad exitvisor_cpuid_site",
+            ".popsection",
+            kind = const $crate::abi::note::CPUID_GATES,
+        );
+    };
+}
+
+/// Publishes the VMCALL site by an ELF note of the image, like [`publish_cpuid_gate`].
+#[macro_export]
+macro_rules! publish_hypercall_gate {
+    () => {
+        #[cfg(target_os = "none")]
+        ::core::arch::global_asm!(
+            ".pushsection .note.exitvisor.hypercall, \"a\", @note",
+            ".balign 4",
+            ".long 10, 8, {kind}",
+            ".asciz \"Exitvisor\"",
+            ".balign 4",
+            ".quad exitvisor_hypercall_site",
+            ".popsection",
+            kind = const $crate::abi::note::HYPERCALL_GATES,
+        );
+    };
 }

@@ -55,3 +55,19 @@ pub fn in32(port: u16) -> u32 {
     }
     value
 }
+
+/// Writes all bytes to one port with one instruction (`rep outsb`): one exit on hardware KVM, one
+/// per byte on software KVM.
+pub fn out_bytes(port: u16, bytes: &[u8]) {
+    // SAFETY: the instruction reads `bytes.len()` bytes from the slice, upwards (the direction
+    // flag is clear in Rust code), and writes no memory.
+    unsafe {
+        asm!(
+            "rep outsb",
+            in("dx") port,
+            inout("rsi") bytes.as_ptr() => _,
+            inout("rcx") bytes.len() => _,
+            options(readonly, nostack, preserves_flags)
+        )
+    }
+}

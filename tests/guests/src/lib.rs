@@ -11,28 +11,22 @@ use exit_abi::port as ports;
 use guest_kernel::arch::port;
 use guest_kernel::serial::Serial;
 
-/// Ends the VM with this exit status.
-pub fn exit(status: u32) -> ! {
-    port::out32(ports::EXIT, status);
-    loop {
-        // Exitvisor does not come back from the exit port.
-        core::hint::spin_loop();
-    }
-}
-
 /// Ends the guest with status `number` (1–63) unless `ok`.
 pub fn check(number: u32, ok: bool, what: &str) {
     if !ok {
         let _ = writeln!(Serial, "check {number} failed: {what}");
-        exit(number);
+        guest_kernel::exit::exit(number);
     }
 }
 
 /// Like [`check`], for two values that must be equal.
 pub fn check_eq<T: PartialEq + core::fmt::Debug>(number: u32, got: T, expected: T, what: &str) {
     if got != expected {
-        let _ = writeln!(Serial, "check {number} failed: {what}: {got:x?}, not {expected:x?}");
-        exit(number);
+        let _ = writeln!(
+            Serial,
+            "check {number} failed: {what}: {got:x?}, not {expected:x?}"
+        );
+        guest_kernel::exit::exit(number);
     }
 }
 

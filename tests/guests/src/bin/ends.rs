@@ -1,13 +1,8 @@
 //! Ends with the exit status that its command line names.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-#[cfg(target_os = "none")]
-guest_kernel::entry!(main);
+guest_kernel::entry!(guest);
 
-#[cfg(target_os = "none")]
-fn main(start_info: u32) -> ! {
-    test_guests::exit(test_guests::cmdline_number(start_info))
+fn guest(start_info: u32) -> u32 {
+    test_guests::cmdline_number(start_info)
 }
-
-#[cfg(not(target_os = "none"))]
-fn main() {}

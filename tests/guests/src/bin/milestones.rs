@@ -2,11 +2,9 @@
 //! a string of them in one instruction.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-#[cfg(target_os = "none")]
-guest_kernel::entry!(main);
+guest_kernel::entry!(guest);
 
-#[cfg(target_os = "none")]
-fn main(start_info: u32) -> ! {
+fn guest(start_info: u32) -> u32 {
     use exit_abi::port as ports;
     use guest_kernel::arch::port;
 
@@ -30,8 +28,5 @@ fn main(start_info: u32) -> ! {
     for n in 0..test_guests::cmdline_number(start_info) {
         port::out32(ports::MILESTONE, n);
     }
-    test_guests::exit(0)
+    0
 }
-
-#[cfg(not(target_os = "none"))]
-fn main() {}

@@ -1,21 +1,20 @@
 //! Ports and addresses at which nothing is, in every width, and strings of 64 KiB.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-#[cfg(target_os = "none")]
-guest_kernel::entry!(main);
+guest_kernel::entry!(guest);
 
-#[cfg(target_os = "none")]
 static mut BUFFER: [u8; 65536] = [0x5A; 65536];
 
-#[cfg(target_os = "none")]
-fn main(_: u32) -> ! {
+fn guest(_: u32) -> u32 {
     use core::arch::asm;
     use exit_abi::port as ports;
     use guest_kernel::arch::port;
     use test_guests::check_eq;
 
     // Ports of nobody's, ours at odd offsets, those around COM1, the last one.
-    for p in [0x0000, 0x0080, 0x03E8, 0x0CF8, 0x0E03, 0x0E0D, 0x0E1D, 0x1234, 0xFFFF] {
+    for p in [
+        0x0000, 0x0080, 0x03E8, 0x0CF8, 0x0E03, 0x0E0D, 0x0E1D, 0x1234, 0xFFFF,
+    ] {
         port::out8(p, 1);
         port::out16(p, 1);
         port::out32(p, 1);
@@ -25,7 +24,12 @@ fn main(_: u32) -> ! {
     }
     check_eq(1, port::in8(0x1234), 0xFF, "a port of nobody's, 8 bits");
     check_eq(2, port::in16(0x1234), 0xFFFF, "a port of nobody's, 16 bits");
-    check_eq(3, port::in32(0x1234), 0xFFFF_FFFF, "a port of nobody's, 32 bits");
+    check_eq(
+        3,
+        port::in32(0x1234),
+        0xFFFF_FFFF,
+        "a port of nobody's, 32 bits",
+    );
     check_eq(4, port::in32(ports::SCRATCH), 0, "the scratch port");
     // COM1 in widths that reach over its registers.
     port::out16(ports::COM1 + 6, 0);
@@ -47,14 +51,26 @@ fn main(_: u32) -> ! {
     }
 
     let buffer = &raw mut BUFFER;
-    for (port, width) in [(ports::SCRATCH, 1), (ports::SCRATCH, 4), (0x1234, 2), (ports::GATE_COMMAND, 4), (ports::MILESTONE_NAME, 1)] {
+    for (port, width) in [
+        (ports::SCRATCH, 1),
+        (ports::SCRATCH, 4),
+        (0x1234, 2),
+        (ports::GATE_COMMAND, 4),
+        (ports::MILESTONE_NAME, 1),
+    ] {
         let count = 65536_u64 / width;
         // SAFETY: OUTS reads and INS writes `count * width` = 65,536 bytes of `buffer`.
         unsafe {
             match width {
-                1 => asm!("rep outsb", in("dx") port, inout("rsi") buffer => _, inout("rcx") count => _),
-                2 => asm!("rep outsw", in("dx") port, inout("rsi") buffer => _, inout("rcx") count => _),
-                _ => asm!("rep outsd", in("dx") port, inout("rsi") buffer => _, inout("rcx") count => _),
+                1 => {
+                    asm!("rep outsb", in("dx") port, inout("rsi") buffer => _, inout("rcx") count => _)
+                }
+                2 => {
+                    asm!("rep outsw", in("dx") port, inout("rsi") buffer => _, inout("rcx") count => _)
+                }
+                _ => {
+                    asm!("rep outsd", in("dx") port, inout("rsi") buffer => _, inout("rcx") count => _)
+                }
             }
         }
     }
@@ -66,8 +82,5 @@ fn main(_: u32) -> ! {
         };
         check_eq(9, last, expected, "the last byte of a string in");
     }
-    test_guests::exit(0)
+    0
 }
-
-#[cfg(not(target_os = "none"))]
-fn main() {}
