@@ -35,18 +35,20 @@ fn guest(_: u32) -> u32 {
     port::out16(ports::COM1 + 6, 0);
     port::in32(ports::COM1 + 4);
 
+    // Aligned and not, and over the end of the page.
     for offset in [0, 1, 7, 0xFF8, 0xFFF] {
-        let at = (exit_abi::SCRATCH_PAGE + offset) as *mut u8;
-        // SAFETY: the scratch page is mapped and no memory of ours; any width may be used on it.
+        let at = exit_abi::SCRATCH_PAGE + offset;
+        // SAFETY: these addresses are mapped and no memory of ours; any width may be used on them.
         unsafe {
-            at.write_volatile(1);
-            check_eq(5, at.read_volatile(), 0, "MMIO of nobody's, 8 bits");
-            at.cast::<u16>().write_unaligned(1);
-            check_eq(6, at.cast::<u16>().read_unaligned(), 0, "MMIO, 16 bits");
-            at.cast::<u32>().write_unaligned(1);
-            check_eq(7, at.cast::<u32>().read_unaligned(), 0, "MMIO, 32 bits");
-            at.cast::<u64>().write_unaligned(1);
-            check_eq(8, at.cast::<u64>().read_unaligned(), 0, "MMIO, 64 bits");
+            let (byte, half, word, long): (u8, u16, u32, u64);
+            asm!("mov byte ptr [{0}], 1", "mov {1}, [{0}]", in(reg) at, out(reg_byte) byte);
+            check_eq(5, byte, 0, "MMIO of nobody's, 8 bits");
+            asm!("mov word ptr [{0}], 1", "mov {1:x}, [{0}]", in(reg) at, out(reg) half);
+            check_eq(6, half, 0, "MMIO of nobody's, 16 bits");
+            asm!("mov dword ptr [{0}], 1", "mov {1:e}, [{0}]", in(reg) at, out(reg) word);
+            check_eq(7, word, 0, "MMIO of nobody's, 32 bits");
+            asm!("mov qword ptr [{0}], 1", "mov {1}, [{0}]", in(reg) at, out(reg) long);
+            check_eq(8, long, 0, "MMIO of nobody's, 64 bits");
         }
     }
 
