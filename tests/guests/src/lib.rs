@@ -2,7 +2,13 @@
 //!
 //! A guest checks itself with [`check`]: the first check that fails ends it with the check's number
 //! as exit status, after a line on the console; one whose checks all hold ends with 0.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
+
+#[cfg(target_os = "none")]
+pub mod traps;
+
+#[cfg(target_os = "none")]
+pub mod smp;
 
 use core::fmt::Write;
 

@@ -1,0 +1,108 @@
+//! A second CPU, started by INIT and SIPI, on the first one's page tables.
+
+use core::arch::{asm, global_asm};
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+/// Where the start-up IPI sends a CPU: a page below 1 MiB, in 4 KiB units.
+const VECTOR: u64 = 0x8;
+const TRAMPOLINE: u64 = VECTOR << 12;
+/// The local APIC's interrupt command register (SDM vol. 3A, 12.6.1).
+const ICR: u64 = 0xFEE0_0300;
+
+global_asm!(
+    ".pushsection .rodata.trampoline, \"a\"",
+    ".balign 16",
+    ".global smp_trampoline, smp_trampoline_end",
+    "smp_trampoline:",
+    ".code16",
+    "cli",
+    "xor ax, ax",
+    "mov ds, ax",
+    "lgdt [smp_gdt_pointer_at]",
+    "mov eax, 0x20", // PAE
+    "mov cr4, eax",
+    "mov eax, [smp_cr3_at]",
+    "mov cr3, eax",
+    "mov ecx, 0xC0000080", // IA32_EFER: LME, NXE
+    "rdmsr",
+    "or eax, 0x900",
+    "wrmsr",
+    "mov eax, 0x80010011", // PG, WP, ET, PE: from real mode straight to long mode
+    "mov cr0, eax",
+    // jmp far 0x08:smp_long
+    ".byte 0x66, 0xEA",
+    ".long {base} + smp_long - smp_trampoline",
+    ".word 0x08",
+    ".code64",
+    "smp_long:",
+    "mov eax, 0x10",
+    "mov ds, eax",
+    "mov es, eax",
+    "mov ss, eax",
+    "mov rsp, [smp_stack_at]",
+    "call [smp_entry_at]",
+    "2: hlt",
+    "jmp 2b",
+    ".balign 8",
+    "smp_gdt:",
+    ".quad 0",
+    ".quad 0x00AF9B000000FFFF",
+    ".quad 0x00CF93000000FFFF",
+    "smp_gdt_pointer:",
+    ".word 23",
+    ".long {base} + smp_gdt - smp_trampoline",
+    ".balign 8",
+    "smp_cr3: .quad 0",
+    "smp_stack: .quad 0",
+    "smp_entry: .quad 0",
+    "smp_trampoline_end:",
+    // Where these are once the trampoline is in its place.
+    ".set smp_gdt_pointer_at, {base} + smp_gdt_pointer - smp_trampoline",
+    ".set smp_cr3_at, {base} + smp_cr3 - smp_trampoline",
+    ".set smp_stack_at, {base} + smp_stack - smp_trampoline",
+    ".set smp_entry_at, {base} + smp_entry - smp_trampoline",
+    ".popsection",
+    base = const TRAMPOLINE,
+);
+
+static mut STACK: [u64; 2048] = [0; 2048];
+static ALIVE: AtomicU64 = AtomicU64::new(0);
+
+/// Says, on the second CPU, that it lives.
+pub fn alive() {
+    ALIVE.store(1, SeqCst);
+}
+
+/// Starts CPU 1 in `entry`, which must call [`alive`] and never return; waits for that.
+pub fn start(entry: extern "sysv64" fn() -> !) {
+    unsafe extern "C" {
+        static smp_trampoline: u8;
+        static smp_trampoline_end: u8;
+    }
+    // SAFETY: the page at 0x8000 is RAM that nobody uses (start info, memory map and command line
+    // lie elsewhere) and mapped one to one; the last 24 bytes of the trampoline are its three
+    // variables; the APIC's registers are mapped and understood as the SDM says.
+    unsafe {
+        let from = &raw const smp_trampoline;
+        let length = (&raw const smp_trampoline_end as usize) - from as usize;
+        let to = TRAMPOLINE as *mut u8;
+        core::ptr::copy_nonoverlapping(from, to, length);
+        let variables = to.add(length - 24).cast::<u64>();
+        let cr3: u64;
+        asm!("mov {}, cr3", out(reg) cr3);
+        variables.write_unaligned(cr3);
+        let stack = &raw mut STACK as u64 + size_of::<[u64; 2048]>() as u64;
+        variables.add(1).write_unaligned(stack);
+        variables.add(2).write_unaligned(entry as *const () as u64);
+        let icr = ICR as *mut u32;
+        let command = |low: u32| {
+            icr.add(4).write_volatile(1 << 24);
+            icr.write_volatile(low);
+        };
+        command(0x0000_C500); // INIT, assert, level
+        command(0x0000_0600 | VECTOR as u32); // start-up
+    }
+    while ALIVE.load(SeqCst) == 0 {
+        core::hint::spin_loop();
+    }
+}
