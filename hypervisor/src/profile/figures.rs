@@ -125,9 +125,13 @@ impl ReasonAccount {
     }
 
     /// How many of the guest's exits were timed. The profiler's own come out of KVM_RUN, where
-    /// every exit is timed, so they are taken to be among the timed ones.
+    /// every exit is timed, so they are taken to be among the timed ones; where that leaves none,
+    /// a longest one shows that there was one.
     pub fn guest_timed(&self) -> u64 {
-        self.timed.saturating_sub(self.own)
+        let least = u64::from(self.max > 0)
+            .min(self.timed)
+            .min(self.guest_exits());
+        self.timed.saturating_sub(self.own).max(least)
     }
 
     /// Shortest, mean and longest of the guest's timed exits; `None` if none was timed.
@@ -535,11 +539,22 @@ mod tests {
         assert_eq!(
             ReasonAccount {
                 timed: 0,
-                ..account
+                ..account.clone()
             }
             .times(),
             None
         );
+        // The guest's exit was timed; the profiler's own ended the run and was not.
+        let last = ReasonAccount {
+            exits: 2,
+            own: 1,
+            timed: 1,
+            cycles: 70,
+            min: 70,
+            max: 70,
+            ..account
+        };
+        assert_eq!(last.times(), Some((70, 70, 70)));
         assert_eq!(share(1, 0), None);
     }
 

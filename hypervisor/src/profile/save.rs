@@ -38,6 +38,7 @@ impl SaveError {
 pub fn save(path: &Path, text: &str) -> Result<(), SaveError> {
     let name = || match path.as_os_str().to_str() {
         Some("-") => "standard output".to_owned(),
+        Some("") => "\"\"".to_owned(),
         _ => line(&path.display().to_string()),
     };
     write(path, text.as_bytes()).map_err(|source| SaveError {
@@ -99,6 +100,13 @@ fn replace(target: &Path, bytes: &[u8], like: Option<Permissions>) -> io::Result
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    if !folder.is_dir() {
+        let text = format!(
+            "there is no directory {}",
+            line(&folder.display().to_string())
+        );
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+    }
     // 0666 as every new file: the umask takes its part.
     let mut file = tempfile::Builder::new()
         .prefix(".exitvisor-")
@@ -183,7 +191,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .ends_with("/no/a.json: no such file or directory"),
+                .contains("/no/a.json: there is no directory /"),
             "{error}"
         );
         let error = save(folder.path(), "x").unwrap_err();
