@@ -499,6 +499,7 @@ mod tests {
         let profile = stepped(&[1, 7, 7, 1]);
         assert_eq!(profile.half_of_growth(), Some((2, 4)));
         assert_eq!(profile.jump().unwrap().index, 2);
+        assert_eq!(stepped(&[5, 5]).half_of_growth(), Some((1, 2)));
         assert_eq!(stepped(&[0]).half_of_growth(), None);
         assert_eq!(stepped(&[0]).jump(), None);
     }

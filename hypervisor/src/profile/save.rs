@@ -184,6 +184,51 @@ mod tests {
         assert_eq!(names(folder.path()), ["fifo"]);
     }
 
+    /// Runs itself with a file as standard output: what is saved to `/dev/stdout` and what is
+    /// printed after it must end up in that very file.
+    #[test]
+    fn standard_output_is_shared() {
+        const CHILD: &str = "EXITVISOR_TEST_STDOUT";
+        if std::env::var_os(CHILD).is_some() {
+            return save(Path::new("/dev/stdout"), "saved\n").unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let mut out = File::create(&path).unwrap();
+        out.write_all(b"first\n").unwrap();
+        let name = "profile::save::tests::standard_output_is_shared";
+        let done = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, "1")
+            .stdout(out)
+            .status()
+            .unwrap();
+        assert!(done.success());
+        let text = fs::read_to_string(&path).unwrap();
+        let places = ["first\n", "saved\n", "test result: ok. 1 passed"].map(|t| text.find(t));
+        assert!(
+            places.iter().all(Option::is_some) && places.is_sorted(),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_file_made_read_only_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        save(&path, "kept").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o444)).unwrap();
+        if OpenOptions::new().write(true).open(&path).is_ok() {
+            return; // root may write to it
+        }
+        let error = save(&path, "lost").unwrap_err();
+        assert!(
+            error.to_string().ends_with(": permission denied"),
+            "{error}"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "kept");
+    }
+
     #[test]
     fn refusals_name_path_and_reason() {
         let folder = tempfile::tempdir().unwrap();
