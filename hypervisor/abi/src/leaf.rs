@@ -69,20 +69,28 @@ pub enum Question {
 
 impl Layout {
     /// The order of the coursework that the project began with.
-    pub const CLASSIC: Self =
-        Self::new(0x4FFF_FFFF, 0x4FFF_FFFE, 0x4FFF_FFFD, 0x4FFF_FFFC);
+    pub const CLASSIC: Self = Self::new(0x4FFF_FFFF, 0x4FFF_FFFE, 0x4FFF_FFFD, 0x4FFF_FFFC);
     /// The other order that was handed out.
-    pub const REVERSED: Self =
-        Self::new(0x4FFF_FFFC, 0x4FFF_FFFD, 0x4FFF_FFFE, 0x4FFF_FFFF);
+    pub const REVERSED: Self = Self::new(0x4FFF_FFFC, 0x4FFF_FFFD, 0x4FFF_FFFE, 0x4FFF_FFFF);
 
     /// A layout from four leaves, unchecked: see [`Layout::is_valid`].
     pub const fn new(total_exits: u32, total_cycles: u32, exits_of: u32, cycles_of: u32) -> Self {
-        Self { total_exits, total_cycles, exits_of, cycles_of }
+        Self {
+            total_exits,
+            total_cycles,
+            exits_of,
+            cycles_of,
+        }
     }
 
     /// The four leaves, in the order of the fields.
     pub const fn leaves(self) -> [u32; 4] {
-        [self.total_exits, self.total_cycles, self.exits_of, self.cycles_of]
+        [
+            self.total_exits,
+            self.total_cycles,
+            self.exits_of,
+            self.cycles_of,
+        ]
     }
 
     /// Whether the four leaves are distinct, within `0x4FFFFFxx` and clear of ours.
@@ -143,17 +151,32 @@ pub struct Registers {
 impl Registers {
     /// A count, as [`Layout::total_exits`] and [`Layout::exits_of`] answer it.
     pub const fn from_exits(count: u64) -> Self {
-        Self { eax: count as u32, ebx: (count >> 32) as u32, ecx: 0, edx: 0 }
+        Self {
+            eax: count as u32,
+            ebx: (count >> 32) as u32,
+            ecx: 0,
+            edx: 0,
+        }
     }
 
     /// Cycles, as [`Layout::total_cycles`] and [`Layout::cycles_of`] answer them.
     pub const fn from_cycles(cycles: u64) -> Self {
-        Self { eax: 0, ebx: (cycles >> 32) as u32, ecx: cycles as u32, edx: 0 }
+        Self {
+            eax: 0,
+            ebx: (cycles >> 32) as u32,
+            ecx: cycles as u32,
+            edx: 0,
+        }
     }
 
     /// The answer of a per-reason leaf for a reason that the SDM does not define.
     pub const fn undefined() -> Self {
-        Self { eax: 0, ebx: 0, ecx: 0, edx: UNDEFINED }
+        Self {
+            eax: 0,
+            ebx: 0,
+            ecx: 0,
+            edx: UNDEFINED,
+        }
     }
 
     /// The count in an answer of [`Layout::total_exits`] or [`Layout::exits_of`].
@@ -213,8 +236,14 @@ mod tests {
 
     #[test]
     fn questions() {
-        assert_eq!(Layout::CLASSIC.question(0x4FFF_FFFF), Some(Question::TotalExits));
-        assert_eq!(Layout::REVERSED.question(0x4FFF_FFFF), Some(Question::CyclesOf));
+        assert_eq!(
+            Layout::CLASSIC.question(0x4FFF_FFFF),
+            Some(Question::TotalExits)
+        );
+        assert_eq!(
+            Layout::REVERSED.question(0x4FFF_FFFF),
+            Some(Question::CyclesOf)
+        );
         assert_eq!(Layout::CLASSIC.question(0x4FFF_FF02), Some(Question::Map));
         assert_eq!(Layout::CLASSIC.question(0x4FFF_FF04), None);
         assert_eq!(Layout::CLASSIC.question(0), None);

@@ -15,3 +15,7 @@ pub mod status;
 
 /// Version of this interface, answered in EAX by [`leaf::INFO`].
 pub const VERSION: u32 = 1;
+
+/// Guest-physical address of a page that no device will ever have: reads as zeros, writes vanish,
+/// each access exits. For workloads that want MMIO exits.
+pub const SCRATCH_PAGE: u64 = 0xD000_0000;

@@ -53,7 +53,11 @@ impl Reason {
 
     /// The reason of this number, if a ledger has room for it. All 32 bits are checked.
     pub const fn new(number: u32) -> Option<Self> {
-        if number < COUNT as u32 { Some(Self(number as u8)) } else { None }
+        if number < COUNT as u32 {
+            Some(Self(number as u8))
+        } else {
+            None
+        }
     }
 
     /// Its number.
@@ -183,8 +187,16 @@ mod tests {
     fn editions() {
         assert_eq!(undefined(Edition::Current, 85), [35, 38, 42, 71, 82, 83]);
         assert_eq!(undefined(Edition::Sdm2020, 68), [35, 38, 42, 65]);
-        assert!(Reason::all().skip(69).all(|r| !r.is_defined(Edition::Sdm2020)));
-        assert!(Reason::all().skip(86).all(|r| !r.is_defined(Edition::Current)));
+        assert!(
+            Reason::all()
+                .skip(69)
+                .all(|r| !r.is_defined(Edition::Sdm2020))
+        );
+        assert!(
+            Reason::all()
+                .skip(86)
+                .all(|r| !r.is_defined(Edition::Current))
+        );
     }
 
     #[test]

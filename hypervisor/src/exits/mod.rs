@@ -1,3 +1,8 @@
 //! Exits: where they are counted, what they are called, who asks.
 
+pub mod books;
+pub mod gate;
+pub mod ledger;
+pub mod milestone;
 pub mod reason;
+pub mod source;

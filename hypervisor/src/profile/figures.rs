@@ -124,14 +124,14 @@ impl ReasonAccount {
         self.cycles.saturating_sub(self.own_cycles)
     }
 
-    /// How many of the guest's exits were timed. The profiler's own come out of KVM_RUN, where
-    /// every exit is timed, so they are taken to be among the timed ones; where that leaves none,
-    /// a longest one shows that there was one.
+    /// How many of the guest's exits were timed.
+    ///
+    /// The profiler's own come out of KVM_RUN, where every exit is timed at the next entry: all of
+    /// them are taken to be timed, but for the one that took the snapshot or ended the run.
     pub fn guest_timed(&self) -> u64 {
-        let least = u64::from(self.max > 0)
-            .min(self.timed)
-            .min(self.guest_exits());
-        self.timed.saturating_sub(self.own).max(least)
+        let in_progress = u64::from(self.timed < self.exits);
+        let own = self.own.saturating_sub(in_progress);
+        self.timed.saturating_sub(own).min(self.guest_exits())
     }
 
     /// Shortest, mean and longest of the guest's timed exits; `None` if none was timed.

@@ -36,15 +36,66 @@ impl SaveError {
 /// of it. What exists and is no regular file (a FIFO, `/dev/stdout`) is written to as it is, and
 /// so is the file that standard output already goes to.
 pub fn save(path: &Path, text: &str) -> Result<(), SaveError> {
-    let name = || match path.as_os_str().to_str() {
+    write(path, text.as_bytes()).map_err(|source| SaveError {
+        name: name(path),
+        source,
+    })
+}
+
+/// Whether [`save`] will be able to write there, as far as can be told without writing: a guest
+/// need not boot for a profile that has no place to go.
+pub fn check(path: &Path) -> Result<(), SaveError> {
+    let error = |source| SaveError {
+        name: name(path),
+        source,
+    };
+    if path.as_os_str() == "-" {
+        return Ok(());
+    }
+    let target = through_links(path);
+    match fs::metadata(&target) {
+        Ok(found) if found.is_dir() => Err(error(io::ErrorKind::IsADirectory.into())),
+        Ok(found) if !found.is_file() => Ok(()),
+        Ok(_) => OpenOptions::new()
+            .write(true)
+            .open(&target)
+            .map(drop)
+            .map_err(error),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => folder_of(&target)
+            .and_then(|folder| {
+                tempfile::Builder::new()
+                    .prefix(".exitvisor-")
+                    .tempfile_in(folder)
+            })
+            .map(drop)
+            .map_err(error),
+        Err(e) => Err(error(e)),
+    }
+}
+
+/// The directory that a new file goes to.
+fn folder_of(target: &Path) -> io::Result<&Path> {
+    if target.as_os_str().is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let folder = match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        let text = format!("there is no directory {}", name(folder));
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+    }
+    Ok(folder)
+}
+
+/// A path as errors call it.
+fn name(path: &Path) -> String {
+    match path.as_os_str().to_str() {
         Some("-") => "standard output".to_owned(),
         Some("") => "\"\"".to_owned(),
         _ => line(&path.display().to_string()),
-    };
-    write(path, text.as_bytes()).map_err(|source| SaveError {
-        name: name(),
-        source,
-    })
+    }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -96,17 +147,7 @@ fn is_stdout(found: &fs::Metadata) -> bool {
 }
 
 fn replace(target: &Path, bytes: &[u8], like: Option<Permissions>) -> io::Result<()> {
-    let folder = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    if !folder.is_dir() {
-        let text = format!(
-            "there is no directory {}",
-            line(&folder.display().to_string())
-        );
-        return Err(io::Error::new(io::ErrorKind::NotFound, text));
-    }
+    let folder = folder_of(target)?;
     // 0666 as every new file: the umask takes its part.
     let mut file = tempfile::Builder::new()
         .prefix(".exitvisor-")
@@ -227,6 +268,24 @@ mod tests {
             "{error}"
         );
         assert_eq!(fs::read_to_string(&path).unwrap(), "kept");
+    }
+
+    #[test]
+    fn a_check_finds_what_saving_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let good = folder.path().join("a.json");
+        assert!(check(&good).is_ok() && check(Path::new("-")).is_ok());
+        assert_eq!(names(folder.path()), [""; 0], "nothing is left behind");
+        for bad in [
+            &folder.path().join("no/a.json"),
+            folder.path(),
+            Path::new(""),
+        ] {
+            assert_eq!(
+                check(bad).unwrap_err().to_string(),
+                save(bad, "x").unwrap_err().to_string()
+            );
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod csv;
 mod format;
 pub mod json;
 pub mod runs;
+pub mod summary;
 mod table;
 pub mod text;
 

@@ -190,7 +190,7 @@ fn cause(profile: &Profile, cause: Cause) -> String {
 }
 
 /// A cause and its exits: "12 HLT ×60".
-fn times(profile: &Profile, part: &Part) -> String {
+pub(super) fn times(profile: &Profile, part: &Part) -> String {
     format!("{} ×{}", cause(profile, part.cause), count(part.exits))
 }
 

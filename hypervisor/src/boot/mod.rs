@@ -1,0 +1,4 @@
+//! Boot images: what is loaded, and how it is entered.
+
+pub mod elf;
+pub mod pvh;

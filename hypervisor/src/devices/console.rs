@@ -1,0 +1,117 @@
+//! Where the guest's console goes: buffered by line, never a reason for the VM to hang.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, poll};
+
+use super::control::Control;
+
+/// Most bytes held back before they are written.
+const BUFFER: usize = 4096;
+/// How long a reader gets to take the last bytes of a run that is over.
+const LAST_CHANCE_MS: u8 = 200;
+
+/// A sink for the serial port's bytes.
+///
+/// vm-superio flushes after each byte; that flush does nothing here. Bytes leave at a newline,
+/// when the buffer is full, and at [`Console::drain`], which the event loop calls when it is idle.
+pub struct Console {
+    out: File,
+    buffer: Vec<u8>,
+    control: Arc<Control>,
+    /// The reader is gone: bytes are dropped from then on.
+    closed: bool,
+}
+
+impl Console {
+    /// A console on `out`.
+    pub fn new(out: File, control: Arc<Control>) -> Self {
+        Self {
+            out,
+            buffer: Vec::with_capacity(BUFFER),
+            control,
+            closed: false,
+        }
+    }
+
+    /// Writes what is held back. A reader that is slow holds up the guest, not our end: the kick
+    /// that stops a vCPU interrupts this write, and what is left is then dropped.
+    pub fn drain(&mut self) {
+        let mut rest = self.buffer.as_slice();
+        while !rest.is_empty() && !self.closed {
+            if self.control.stopping() && !self.takes_more() {
+                break;
+            }
+            match self.out.write(rest) {
+                Ok(0) => self.closed = true,
+                Ok(n) => rest = &rest[n..],
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+                    if self.control.stopping() {
+                        break;
+                    }
+                }
+                Err(_) => self.closed = true,
+            }
+        }
+        self.buffer.clear();
+    }
+
+    /// Whether the reader takes what we write without making us wait long. A pipe that polls as
+    /// writable takes a whole page, which is the most we hold back.
+    fn takes_more(&self) -> bool {
+        let mut fds = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
+        matches!(poll(&mut fds, LAST_CHANCE_MS), Ok(n) if n > 0)
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for &byte in bytes {
+            self.buffer.push(byte);
+            if byte == b'\n' || self.buffer.len() >= BUFFER {
+                self.drain();
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek};
+
+    #[test]
+    fn bytes_leave_by_line() {
+        let file = tempfile::tempfile().unwrap();
+        let mut reader = file.try_clone().unwrap();
+        let mut console = Console::new(file, Arc::new(Control::new().unwrap()));
+        let mut seen = || {
+            let mut text = String::new();
+            reader.rewind().unwrap();
+            reader.read_to_string(&mut text).unwrap();
+            text
+        };
+        console.write_all(b"one\ntwo").unwrap();
+        assert_eq!(seen(), "one\n");
+        console.drain();
+        assert_eq!(seen(), "one\ntwo");
+    }
+
+    #[test]
+    fn a_reader_that_left_is_no_error() {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        let out = File::from(std::os::fd::OwnedFd::from(write));
+        let mut console = Console::new(out, Arc::new(Control::new().unwrap()));
+        assert!(console.write_all(b"lost\nlost\n").is_ok());
+        assert!(console.closed);
+    }
+}

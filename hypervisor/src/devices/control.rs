@@ -1,0 +1,86 @@
+//! How a run ends: the first cause wins, and everyone hears of it.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Why a run ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The guest wrote this exit status.
+    Exit(u32),
+    /// Triple fault on this vCPU.
+    TripleFault(u32),
+    /// The time limit.
+    Timeout,
+    /// A signal of this number.
+    Signal(i32),
+    /// The escape key.
+    EscapeKey,
+    /// KVM could not go on.
+    Kvm(String),
+    /// A fault of our own, or the host's.
+    Internal(String),
+}
+
+/// Shared by the vCPU threads and the event loop.
+#[derive(Debug)]
+pub struct Control {
+    stopping: AtomicBool,
+    cause: Mutex<Option<Cause>>,
+    event: EventFd,
+}
+
+impl Control {
+    /// Nothing has ended yet.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            stopping: AtomicBool::new(false),
+            cause: Mutex::new(None),
+            event: EventFd::new(EFD_NONBLOCK)?,
+        })
+    }
+
+    /// Ends the run, unless it has been ended before.
+    pub fn finish(&self, cause: Cause) {
+        self.cause
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .get_or_insert(cause);
+        self.stopping.store(true, Ordering::Release);
+        // A full counter (EAGAIN) has woken the reader already.
+        let _ = self.event.write(1);
+    }
+
+    /// Whether the run is ending: what each vCPU looks at before it enters the guest.
+    pub fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Why.
+    pub fn cause(&self) -> Option<Cause> {
+        self.cause.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Readable once the run is ending.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_cause_wins() {
+        let control = Control::new().unwrap();
+        assert!(!control.stopping());
+        control.finish(Cause::Timeout);
+        control.finish(Cause::Exit(0));
+        assert!(control.stopping());
+        assert_eq!(control.cause(), Some(Cause::Timeout));
+    }
+}

@@ -1,0 +1,384 @@
+//! The books: what all sources together say of all vCPUs, at one instant.
+//!
+//! For each reason the source that saw more exits wins, because no source invents one; what the
+//! total has beyond the sum of reasons is the residual: shown, never spread.
+
+use std::sync::Arc;
+
+use exit_abi::leaf::flags;
+use exit_abi::reason::{COUNT, Edition, Reason};
+
+use super::ledger::{Ledger, RowCopy};
+use super::source::{Sample, Source, SourceKind};
+use crate::profile::{Accounts, KvmKind, ReasonAccount};
+
+/// One vCPU's ledger and the sources that speak of it.
+pub struct VcpuBook {
+    /// Written by the vCPU's thread.
+    pub ledger: Arc<Ledger>,
+    /// In rising order of trust.
+    pub sources: Vec<Box<dyn Source>>,
+}
+
+/// What a reason came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// The figures.
+    pub row: RowCopy,
+    /// Who counted `row.exits`.
+    pub source: SourceKind,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self {
+            row: RowCopy::default(),
+            source: SourceKind::Run,
+        }
+    }
+}
+
+/// Figures at one instant: fixed size, copied in place.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    /// Per reason.
+    pub lines: [Line; COUNT],
+    /// KVM's own total where a source has one, else what is attributed.
+    pub total: u64,
+    /// Exits without a basic exit reason.
+    pub other: u64,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        Self {
+            lines: [Line::default(); COUNT],
+            total: 0,
+            other: 0,
+        }
+    }
+}
+
+impl Figures {
+    /// Attributed exits.
+    pub fn attributed(&self) -> u64 {
+        self.lines
+            .iter()
+            .map(|l| l.row.exits)
+            .fold(self.other, u64::saturating_add)
+    }
+
+    /// What a guest is told as the total: never less than its parts.
+    pub fn known(&self) -> u64 {
+        self.total.max(self.attributed())
+    }
+
+    /// All cycles.
+    pub fn cycles(&self) -> u64 {
+        self.lines
+            .iter()
+            .map(|l| l.row.cycles)
+            .fold(0, u64::saturating_add)
+    }
+
+    /// The reasons seen, as [`exit_abi::leaf::MAP`] tells them.
+    pub fn map(&self) -> u128 {
+        self.lines
+            .iter()
+            .enumerate()
+            .filter(|(_, l)| l.row.exits > 0)
+            .fold(0, |map, (i, _)| map | 1 << i)
+    }
+
+    /// Adds another vCPU's.
+    fn add(&mut self, other: &Self) {
+        for (line, more) in self.lines.iter_mut().zip(&other.lines) {
+            let (a, b) = (&mut line.row, &more.row);
+            a.min = match (a.timed > a.own, b.timed > b.own) {
+                (true, true) => a.min.min(b.min),
+                (false, true) => b.min,
+                _ => a.min,
+            };
+            a.max = a.max.max(b.max);
+            a.exits = a.exits.saturating_add(b.exits);
+            a.own = a.own.saturating_add(b.own);
+            a.timed = a.timed.saturating_add(b.timed);
+            a.cycles = a.cycles.saturating_add(b.cycles);
+            a.own_cycles = a.own_cycles.saturating_add(b.own_cycles);
+            line.source = line.source.max(more.source);
+        }
+        self.total = self.total.saturating_add(other.total);
+        self.other = self.other.saturating_add(other.other);
+    }
+
+    /// As a profile keeps them.
+    pub fn accounts(&self) -> Accounts {
+        let attributed = self.attributed();
+        Accounts {
+            total: self.total,
+            residual: self.total.saturating_sub(attributed),
+            excess: attributed.saturating_sub(self.total),
+            other: self.other,
+            reasons: Reason::all()
+                .zip(&self.lines)
+                .filter(|(_, l)| l.row.exits > 0)
+                .map(|(reason, l)| ReasonAccount {
+                    reason: reason.number(),
+                    exits: l.row.exits,
+                    own: l.row.own,
+                    timed: l.row.timed,
+                    cycles: l.row.cycles,
+                    own_cycles: l.row.own_cycles,
+                    min: l.row.min,
+                    max: l.row.max,
+                    source: l.source.name().to_owned(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Room for reading the books without allocating: one per vCPU thread.
+#[derive(Default)]
+pub struct Scratch {
+    sample: Sample,
+    vcpu: Figures,
+    /// The result.
+    pub figures: Figures,
+}
+
+/// The books of a VM.
+pub struct Books {
+    vcpus: Vec<VcpuBook>,
+    kvm: KvmKind,
+}
+
+impl Books {
+    /// Opens the books.
+    pub fn new(vcpus: Vec<VcpuBook>, kvm: KvmKind) -> Self {
+        Self { vcpus, kvm }
+    }
+
+    /// How many vCPUs they cover.
+    pub fn vcpu_count(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// Figures of one vCPU, into `scratch.vcpu`.
+    fn read_vcpu(book: &VcpuBook, sample: &mut Sample, into: &mut Figures) {
+        *into = Figures::default();
+        let mut total = None;
+        for source in &book.sources {
+            source.sample(sample);
+            total = sample.total.or(total);
+            into.other = into.other.max(sample.other);
+            for (line, row) in into.lines.iter_mut().zip(&sample.rows) {
+                if row.exits > line.row.exits {
+                    // A source that only counts must not wipe out what another has timed.
+                    let timed = if row.timed > 0 { *row } else { line.row };
+                    line.row = RowCopy {
+                        exits: row.exits,
+                        own: row.own.max(line.row.own),
+                        ..timed
+                    };
+                    line.source = source.kind();
+                }
+            }
+        }
+        into.total = total.unwrap_or_else(|| into.attributed());
+    }
+
+    /// Figures of one vCPU.
+    pub fn vcpu(&self, index: usize, scratch: &mut Scratch) {
+        Self::read_vcpu(
+            &self.vcpus[index],
+            &mut scratch.sample,
+            &mut scratch.figures,
+        );
+    }
+
+    /// Figures of all vCPUs together.
+    pub fn all(&self, scratch: &mut Scratch) {
+        if let [only] = self.vcpus.as_slice() {
+            return Self::read_vcpu(only, &mut scratch.sample, &mut scratch.figures);
+        }
+        scratch.figures = Figures::default();
+        for book in &self.vcpus {
+            Self::read_vcpu(book, &mut scratch.sample, &mut scratch.vcpu);
+            scratch.figures.add(&scratch.vcpu);
+        }
+    }
+
+    /// Whether every exit of this reason is counted, on every vCPU.
+    pub fn is_exact(&self, reason: Reason) -> bool {
+        self.vcpus
+            .iter()
+            .all(|v| v.sources.iter().any(|s| s.is_exact(reason)))
+    }
+
+    /// What [`exit_abi::leaf::FLAGS`] answers.
+    pub fn flags(&self, reason: Reason, edition: Edition) -> u32 {
+        let defined = reason.is_defined(edition);
+        let occurs = defined && super::reason::can_occur(self.kvm, reason);
+        let mut answer = 0;
+        if defined {
+            answer |= flags::DEFINED;
+        }
+        if occurs {
+            answer |= flags::CAN_OCCUR;
+        }
+        if occurs && self.is_exact(reason) {
+            answer |= flags::EXACT;
+        }
+        // Ports and addresses that the VMM serves cannot be finished by KVM.
+        if occurs && [Reason::IO, Reason::EPT_MISCONFIG].contains(&reason) {
+            answer |= flags::EXACT_IN_VMM;
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exits::source::scripted::Scripted;
+
+    fn row(exits: u64, timed: u64) -> RowCopy {
+        RowCopy {
+            exits,
+            timed,
+            cycles: timed * 10,
+            ..RowCopy::default()
+        }
+    }
+
+    fn sample(total: Option<u64>, rows: &[(Reason, RowCopy)]) -> Sample {
+        let mut sample = Sample {
+            total,
+            ..Sample::default()
+        };
+        for (reason, row) in rows {
+            sample.rows[reason.index()] = *row;
+        }
+        sample
+    }
+
+    fn books(samples: Vec<(SourceKind, Sample)>) -> Books {
+        let sources = samples
+            .into_iter()
+            .map(|(kind, sample)| {
+                Box::new(Scripted {
+                    kind,
+                    sample,
+                    exact: vec![Reason::HLT],
+                }) as Box<dyn Source>
+            })
+            .collect();
+        let book = VcpuBook {
+            ledger: Arc::default(),
+            sources,
+        };
+        Books::new(vec![book], KvmKind::Amd)
+    }
+
+    #[test]
+    fn what_no_source_attributes_is_the_residual() {
+        let run = sample(None, &[(Reason::IO, row(5, 5))]);
+        let stats = sample(
+            Some(12),
+            &[(Reason::HLT, row(3, 0)), (Reason::IO, row(2, 0))],
+        );
+        let books = books(vec![(SourceKind::Run, run), (SourceKind::Stats, stats)]);
+        let mut scratch = Scratch::default();
+        books.all(&mut scratch);
+        let accounts = scratch.figures.accounts();
+        assert_eq!(
+            (accounts.total, accounts.residual, accounts.excess),
+            (12, 4, 0)
+        );
+        let io = &accounts.reasons[1];
+        assert_eq!(
+            (io.exits, io.cycles, io.source.as_str()),
+            (5, 50, "KVM_RUN")
+        );
+        let hlt = &accounts.reasons[0];
+        assert_eq!(
+            (hlt.exits, hlt.cycles, hlt.source.as_str()),
+            (3, 0, "KVM stats")
+        );
+        assert_eq!(scratch.figures.map(), 1 << 12 | 1 << 30);
+    }
+
+    #[test]
+    fn a_count_without_cycles_keeps_the_cycles_of_another_source() {
+        let run = sample(None, &[(Reason::IO, row(5, 5))]);
+        let stats = sample(Some(9), &[(Reason::IO, row(9, 0))]);
+        let books = books(vec![(SourceKind::Run, run), (SourceKind::Stats, stats)]);
+        let mut scratch = Scratch::default();
+        books.all(&mut scratch);
+        let io = scratch.figures.lines[Reason::IO.index()];
+        assert_eq!((io.row.exits, io.row.timed, io.row.cycles), (9, 5, 50));
+        assert_eq!(io.source, SourceKind::Stats);
+    }
+
+    #[test]
+    fn sources_that_disagree_show_an_excess() {
+        let run = sample(None, &[(Reason::IO, row(5, 5))]);
+        let stats = sample(Some(3), &[]);
+        let books = books(vec![(SourceKind::Run, run), (SourceKind::Stats, stats)]);
+        let mut scratch = Scratch::default();
+        books.all(&mut scratch);
+        let accounts = scratch.figures.accounts();
+        assert_eq!(
+            (accounts.total, accounts.residual, accounts.excess),
+            (3, 0, 2)
+        );
+        assert_eq!(scratch.figures.known(), 5);
+    }
+
+    #[test]
+    fn vcpus_add_up() {
+        let mut a = Figures {
+            total: 4,
+            ..Figures::default()
+        };
+        let mut b = Figures {
+            total: 6,
+            other: 1,
+            ..Figures::default()
+        };
+        let io = |exits, own, min, max| Line {
+            row: RowCopy {
+                exits,
+                own,
+                timed: exits,
+                cycles: 9,
+                own_cycles: 0,
+                min,
+                max,
+            },
+            source: SourceKind::Run,
+        };
+        a.lines[30] = io(2, 2, 0, 0);
+        b.lines[30] = io(3, 0, 7, 9);
+        a.add(&b);
+        let row = a.lines[30].row;
+        assert_eq!(
+            (row.exits, row.own, row.min, row.max, row.cycles),
+            (5, 2, 7, 9, 18)
+        );
+        assert_eq!((a.total, a.other), (10, 1));
+    }
+
+    #[test]
+    fn flags_tell_zero_from_never() {
+        let books = books(vec![(SourceKind::Stats, Sample::default())]);
+        let flags_of = |n| Reason::new(n).map(|r| books.flags(r, Edition::Current));
+        assert_eq!(
+            flags_of(12),
+            Some(flags::DEFINED | flags::CAN_OCCUR | flags::EXACT)
+        );
+        assert_eq!(flags_of(35), Some(0));
+        assert_eq!(flags_of(11), Some(flags::DEFINED), "GETSEC: AMD has none");
+    }
+}

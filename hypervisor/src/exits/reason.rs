@@ -1,1 +1,0 @@
-//! From VMX, SVM and KVM codes to basic exit reasons.

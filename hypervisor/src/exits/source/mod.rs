@@ -1,0 +1,108 @@
+//! Sources: where a count comes from, and how complete it is.
+//!
+//! A source is asked for a [`Sample`] of one vCPU; what several sources say of the same vCPU is
+//! put together by [`crate::exits::books`]. The kernel-side ledger will be one more of them.
+
+pub mod run;
+pub mod stats;
+
+use exit_abi::reason::{COUNT, Reason};
+
+use super::ledger::RowCopy;
+
+/// Where the count of a reason comes from. The order is that of trust: a later one knows more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SourceKind {
+    /// KVM_RUN returns.
+    Run,
+    /// KVM's binary statistics.
+    Stats,
+}
+
+impl SourceKind {
+    /// Its name in profiles and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Run => "KVM_RUN",
+            Self::Stats => "KVM stats",
+        }
+    }
+}
+
+/// What a source knows of one vCPU, cumulative. Plain arrays: filled in place, never allocated.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// All exits, where the source knows.
+    pub total: Option<u64>,
+    /// Per reason; all zeros where it knows nothing.
+    pub rows: [RowCopy; COUNT],
+    /// Exits without a basic exit reason.
+    pub other: u64,
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self {
+            total: None,
+            rows: [RowCopy::default(); COUNT],
+            other: 0,
+        }
+    }
+}
+
+impl Sample {
+    /// A reason's row.
+    pub fn row(&self, reason: Reason) -> &RowCopy {
+        &self.rows[reason.index()]
+    }
+
+    /// Makes all zeros.
+    pub fn clear(&mut self) {
+        self.total = None;
+        self.rows.fill(RowCopy::default());
+        self.other = 0;
+    }
+}
+
+/// A source of counts for one vCPU.
+pub trait Source: Send + Sync {
+    /// Which it is.
+    fn kind(&self) -> SourceKind;
+
+    /// Whether it counts *every* exit of this reason, even one that never leaves the kernel.
+    fn is_exact(&self, reason: Reason) -> bool;
+
+    /// Fills in what is known now. A source that cannot answer leaves the sample cleared.
+    fn sample(&self, into: &mut Sample);
+}
+
+#[cfg(test)]
+pub(crate) mod scripted {
+    //! A source that says what a test tells it to.
+
+    use super::*;
+
+    /// A scripted source.
+    pub(crate) struct Scripted {
+        /// Its kind.
+        pub(crate) kind: SourceKind,
+        /// What it answers.
+        pub(crate) sample: Sample,
+        /// Reasons it claims to know exactly.
+        pub(crate) exact: Vec<Reason>,
+    }
+
+    impl Source for Scripted {
+        fn kind(&self) -> SourceKind {
+            self.kind
+        }
+
+        fn is_exact(&self, reason: Reason) -> bool {
+            self.exact.contains(&reason)
+        }
+
+        fn sample(&self, into: &mut Sample) {
+            into.clone_from(&self.sample);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The machine as the guest sees it described.
+
+pub mod cpuid;

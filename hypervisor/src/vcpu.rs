@@ -1,0 +1,704 @@
+//! A vCPU: its registers at entry, its run loop, and what it does at a gate.
+//!
+//! The loop decides nothing: [`Vcpu::enter`] turns what KVM_RUN returned into a [`Verdict`], and
+//! the loop books it, obeys it and goes on. It allocates nothing, locks nothing (a device locks
+//! itself when it is accessed) and logs nothing (but queries, when asked to).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use exit_abi::gate::{Command, Outcome};
+use exit_abi::port;
+use exit_abi::reason::{Edition, Reason};
+use kvm_bindings::{
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_SHUTDOWN, KVM_GUESTDBG_ENABLE,
+    KVM_GUESTDBG_INJECT_DB, KVM_MP_STATE_HALTED, kvm_debug_exit_arch, kvm_guest_debug, kvm_regs,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::devices::control::{Cause, Control};
+use crate::devices::ports::{Ports, Request};
+use crate::devices::serial::Com1;
+use crate::exits::books::{Books, Scratch};
+use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
+use crate::exits::ledger::{Entry, Ledger, Owner};
+use crate::exits::milestone::{Clocks, Milestones, Name};
+use crate::exits::reason::kvm::{self, KvmExit};
+use crate::memory::Memory;
+
+/// Bits of RFLAGS (SDM vol. 1, 3.4.3).
+const TF: u64 = 1 << 8;
+const IF: u64 = 1 << 9;
+const RF: u64 = 1 << 16;
+/// Bits of DR6 (SDM vol. 3B, 19.2.3).
+const DR6_BS: u64 = 1 << 14;
+const DR6_CAUSES: u64 = 0xF | 1 << 13 | DR6_BS | 1 << 15;
+/// ICEBP, the one-byte #DB.
+const ICEBP: u8 = 0xF1;
+const HLT: u8 = 0xF4;
+/// COM1's last register.
+const COM1_LAST: u16 = port::COM1 + 7;
+/// After this many identical stops in a row a host is taken to ignore RF.
+const RF_PATIENCE: u32 = 3;
+
+/// What the vCPUs of a VM share.
+pub struct Shared {
+    /// Guest memory.
+    pub memory: Memory,
+    /// Who counts.
+    pub books: Books,
+    /// The gate table.
+    pub gates: Gates,
+    /// The snapshots.
+    pub milestones: Milestones,
+    /// COM1.
+    pub com1: Mutex<Com1>,
+    /// How the run ends.
+    pub control: Arc<Control>,
+    /// Which leaf asks what.
+    pub layout: exit_abi::leaf::Layout,
+    /// Which reasons are defined.
+    pub edition: Edition,
+    /// This KVM ignores RF: an instruction is passed by a single step with its breakpoint off.
+    pub ignores_rf: AtomicBool,
+    /// KVM_GUESTDBG_BLOCKIRQ, if KVM has it.
+    pub step_flags: u32,
+    /// Print a line per query.
+    pub log_queries: bool,
+    /// When the VM started; set once, by the first to run.
+    pub started: OnceLock<(u64, Instant)>,
+    /// The vCPU threads, so that one can kick another.
+    pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
+}
+
+impl Shared {
+    fn com1(&self) -> MutexGuard<'_, Com1> {
+        self.com1.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Both clocks since the VM started.
+    pub fn clocks(&self) -> Clocks {
+        let (tsc, instant) = *self.started.get_or_init(|| (rdtsc(), Instant::now()));
+        Clocks {
+            tsc: rdtsc().wrapping_sub(tsc),
+            nanos: u64::try_from(instant.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Makes the vCPU's KVM_RUN return. A kick that comes just before KVM_RUN is lost: whoever
+    /// waits kicks again.
+    pub fn kick(&self, vcpu: usize) {
+        let threads = self.threads.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(Some(thread)) = threads.get(vcpu) {
+            // SAFETY: a thread takes itself out of `threads` under this lock before it ends, so
+            // that the handle names a live thread; the signal's handler does nothing.
+            unsafe { libc::pthread_kill(*thread, kick_signal()) };
+        }
+    }
+}
+
+/// The signal that interrupts KVM_RUN.
+pub fn kick_signal() -> i32 {
+    vmm_sys_util::signal::SIGRTMIN()
+}
+
+extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Lets [`kick_signal`] interrupt system calls instead of ending the process.
+pub fn catch_kicks() -> Result<(), vmm_sys_util::errno::Error> {
+    vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)
+}
+
+/// The time-stamp counter.
+pub fn rdtsc() -> u64 {
+    // SAFETY: RDTSC reads a counter; every x86-64 CPU has it, and Linux leaves it to user mode.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// What an exit was, and what is to be done about it.
+#[derive(Debug)]
+struct Verdict {
+    entry: Entry,
+    owner: Owner,
+    action: Action,
+}
+
+/// What is to be done about an exit.
+#[derive(Debug)]
+enum Action {
+    Continue,
+    Retry,
+    Io(Io),
+    Debug(kvm_debug_exit_arch),
+    Finish(Cause),
+}
+
+/// An I/O exit; its data lie in the vCPU's kvm_run area until the next KVM_RUN.
+#[derive(Debug)]
+struct Io {
+    port: u16,
+    data: *mut u8,
+    len: usize,
+    out: bool,
+}
+
+impl Io {
+    fn owner(&self) -> Owner {
+        if Ports::is_own(self.port) {
+            Owner::Own
+        } else {
+            Owner::Guest
+        }
+    }
+}
+
+/// How a vCPU stood when it stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// It had executed HLT.
+    pub halted: bool,
+    /// It took interrupts.
+    pub interruptible: bool,
+    /// Where it was.
+    pub rip: u64,
+}
+
+/// A vCPU.
+pub struct Vcpu {
+    fd: VcpuFd,
+    index: usize,
+    shared: Arc<Shared>,
+    ledger: Arc<Ledger>,
+    ports: Ports,
+    scratch: Scratch,
+    /// The gates this vCPU is armed with, and their generation.
+    slots: Slots,
+    generation: u64,
+    step: Option<Step>,
+    /// The last stop at a gate that was passed by RF, and how often it came in a row.
+    passed: Option<(kvm_regs, u32)>,
+}
+
+impl Vcpu {
+    /// A vCPU with its registers set, not yet running.
+    pub fn new(fd: VcpuFd, index: usize, shared: Arc<Shared>, ledger: Arc<Ledger>) -> Self {
+        Self {
+            fd,
+            index,
+            shared,
+            ledger,
+            ports: Ports::default(),
+            scratch: Scratch::default(),
+            slots: Slots::default(),
+            generation: 0,
+            step: None,
+            passed: None,
+        }
+    }
+
+    /// Runs it on a thread of its own until the run ends.
+    pub fn spawn(mut self) -> std::io::Result<JoinHandle<Option<Standing>>> {
+        thread::Builder::new()
+            .name(format!("vcpu{}", self.index))
+            .spawn(move || {
+                // SAFETY: pthread_self has no preconditions.
+                self.enlist(Some(unsafe { libc::pthread_self() }));
+                let result = catch_unwind(AssertUnwindSafe(|| self.run()));
+                self.enlist(None);
+                self.shared.gates.gone(self.index);
+                if result.is_err() {
+                    let what =
+                        format!("vCPU {} panicked: this is a fault of Exitvisor", self.index);
+                    self.shared.control.finish(Cause::Internal(what));
+                }
+                self.standing()
+            })
+    }
+
+    /// Tells the others by which thread this vCPU can be kicked.
+    fn enlist(&self, thread: Option<libc::pthread_t>) {
+        let mut threads = self
+            .shared
+            .threads
+            .lock()
+            .unwrap_or_else(|e| e.into_inner());
+        if let Some(slot) = threads.get_mut(self.index) {
+            *slot = thread;
+        }
+    }
+
+    /// How it stands now.
+    fn standing(&self) -> Option<Standing> {
+        let state = self.fd.get_mp_state().ok()?.mp_state;
+        let regs = self.fd.get_regs().ok()?;
+        Some(Standing {
+            halted: state == KVM_MP_STATE_HALTED,
+            interruptible: regs.rflags & IF != 0,
+            rip: regs.rip,
+        })
+    }
+
+    /// The run loop.
+    fn run(&mut self) {
+        let mut open: Option<(Entry, Owner, u64)> = None;
+        while !self.shared.control.stopping() {
+            if self.generation != self.shared.gates.generation()
+                && let Err(error) = self.arm()
+            {
+                return self.finish(Cause::Kvm(format!("KVM cannot arm the gates: {error}")));
+            }
+            if let Some((entry, owner, left)) = open.take() {
+                self.ledger.time(entry, owner, rdtsc().wrapping_sub(left));
+            }
+            let mut verdict = self.enter();
+            let left = rdtsc();
+            if matches!(verdict.action, Action::Retry) {
+                thread::yield_now();
+                continue;
+            }
+            if self.ports.own_section {
+                verdict.owner = Owner::Own;
+            }
+            self.ledger.count(verdict.entry, verdict.owner);
+            open = Some((verdict.entry, verdict.owner, left));
+            if let Err(error) = self.obey(verdict.action) {
+                return self.finish(Cause::Kvm(format!("KVM refuses a register: {error}")));
+            }
+        }
+    }
+
+    fn finish(&self, cause: Cause) {
+        self.shared.control.finish(cause);
+    }
+
+    /// Enters the guest until it exits.
+    fn enter(&mut self) -> Verdict {
+        let done = |reason, owner, action| Verdict {
+            entry: Entry::Reason(reason),
+            owner,
+            action,
+        };
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                let io = Io {
+                    port,
+                    data: data.as_ptr().cast_mut(),
+                    len: data.len(),
+                    out: true,
+                };
+                done(Reason::IO, io.owner(), Action::Io(io))
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                let io = Io {
+                    port,
+                    data: data.as_mut_ptr(),
+                    len: data.len(),
+                    out: false,
+                };
+                done(Reason::IO, io.owner(), Action::Io(io))
+            }
+            Ok(VcpuExit::MmioRead(_, data)) => {
+                // Nothing is there; zeros end probing soonest.
+                data.fill(0);
+                done(Reason::EPT_MISCONFIG, Owner::Guest, Action::Continue)
+            }
+            Ok(VcpuExit::MmioWrite(..)) => {
+                done(Reason::EPT_MISCONFIG, Owner::Guest, Action::Continue)
+            }
+            Ok(VcpuExit::Debug(arch)) => {
+                let gated = gate::slot_hit(&self.slots, arch.dr6, arch.pc).is_some();
+                let owner = if gated || self.step.is_some() {
+                    Owner::Own
+                } else {
+                    Owner::Guest
+                };
+                done(Reason::EXCEPTION, owner, Action::Debug(arch))
+            }
+            Ok(_) => {
+                let number = self.fd.get_kvm_run().exit_reason;
+                self.other_exit(number)
+            }
+            Err(error) => {
+                let action = match error.errno() {
+                    libc::EINTR => Action::Continue,
+                    libc::EAGAIN => Action::Retry,
+                    _ => Action::Finish(Cause::Kvm(format!("KVM_RUN failed: {error}"))),
+                };
+                Verdict {
+                    entry: Entry::NotAnExit,
+                    owner: Owner::Guest,
+                    action,
+                }
+            }
+        }
+    }
+
+    /// Exits that end the run or need nothing.
+    fn other_exit(&mut self, number: u32) -> Verdict {
+        let (entry, failed) = match kvm::translate(number) {
+            KvmExit::Reason(reason) => (Entry::Reason(reason), false),
+            KvmExit::NotAnExit => (Entry::NotAnExit, false),
+            KvmExit::Other => (Entry::Other, true),
+        };
+        let action = match number {
+            KVM_EXIT_SHUTDOWN => Action::Finish(Cause::TripleFault(self.index as u32)),
+            KVM_EXIT_FAIL_ENTRY => {
+                // SAFETY: the exit reason says that KVM filled in `fail_entry`.
+                let why = unsafe {
+                    self.fd
+                        .get_kvm_run()
+                        .__bindgen_anon_1
+                        .fail_entry
+                        .hardware_entry_failure_reason
+                };
+                let what = format!("KVM cannot enter the guest: hardware reason {why:#x}");
+                Action::Finish(Cause::Kvm(what))
+            }
+            KVM_EXIT_INTERNAL_ERROR => Action::Finish(Cause::Kvm(self.internal_error())),
+            _ if failed => {
+                let what = format!("KVM left the guest by {} ({number})", kvm::name(number));
+                Action::Finish(Cause::Kvm(what))
+            }
+            _ => Action::Continue,
+        };
+        Verdict {
+            entry,
+            owner: Owner::Guest,
+            action,
+        }
+    }
+
+    /// Says what KVM could not do, and where.
+    fn internal_error(&mut self) -> String {
+        // SAFETY: the exit reason says that KVM filled in `internal`.
+        let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+        // KVM API, KVM_EXIT_INTERNAL_ERROR.
+        let what = match suberror {
+            1 => "cannot emulate an instruction",
+            2 => "met an exception while it delivered another",
+            3 => "met an exit while it delivered an event",
+            4 => "met an exit reason that it does not know",
+            _ => "gave up",
+        };
+        let Ok(regs) = self.fd.get_regs() else {
+            return format!("KVM {what}");
+        };
+        let mut bytes = [0; 8];
+        let got = self.read_linear(regs.rip, &mut bytes);
+        let shown: Vec<String> = bytes[..got].iter().map(|b| format!("{b:02x}")).collect();
+        format!(
+            "KVM {what}, at rip {:#x}: bytes {}",
+            regs.rip,
+            shown.join(" ")
+        )
+    }
+
+    /// Does what the verdict says.
+    fn obey(&mut self, action: Action) -> Result<(), kvm_ioctls::Error> {
+        match action {
+            Action::Continue | Action::Retry => {}
+            Action::Io(io) => self.io(io),
+            Action::Debug(arch) => self.debug(&arch)?,
+            Action::Finish(cause) => self.finish(cause),
+        }
+        Ok(())
+    }
+
+    /// One I/O exit: any number of accesses of one width to one port.
+    fn io(&mut self, io: Io) {
+        // SAFETY: KVM_RUN returned KVM_EXIT_IO, for which `io` is the member of the union that KVM
+        // filled in; reading its size changes nothing.
+        let width = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
+        // SAFETY: pointer and length come from the slice that kvm-ioctls made of the vCPU's mapped
+        // kvm_run area. The mapping lives as long as `self.fd`; KVM writes it only inside KVM_RUN,
+        // which is not called while this slice lives; `get_kvm_run` is not called either.
+        let data = unsafe { std::slice::from_raw_parts_mut(io.data, io.len) };
+        for access in data.chunks_mut(usize::from(width.max(1))) {
+            if io.out {
+                self.port_write(io.port, access);
+            } else {
+                self.port_read(io.port, access);
+            }
+        }
+    }
+
+    fn port_write(&mut self, port: u16, access: &[u8]) {
+        match port {
+            port::COM1..=COM1_LAST => {
+                let mut com1 = self.shared.com1();
+                // A wider access reaches the registers that follow.
+                for (offset, byte) in (port - port::COM1..8).zip(access) {
+                    com1.write(offset as u8, *byte);
+                }
+            }
+            port::BASE..=port::LAST => match self.ports.write(port, access) {
+                Request::None => {}
+                Request::Milestone { number, name } => self.milestone(number, name),
+                Request::Exit(status) => self.finish(Cause::Exit(status)),
+                Request::Gate { number, address } => self.gate_command(number, address),
+            },
+            _ => {}
+        }
+    }
+
+    fn port_read(&mut self, port: u16, access: &mut [u8]) {
+        // Where no device decodes a port the bus floats high.
+        access.fill(0xFF);
+        match port {
+            port::COM1..=COM1_LAST => {
+                let mut com1 = self.shared.com1();
+                for (offset, byte) in (port - port::COM1..8).zip(access) {
+                    *byte = com1.read(offset as u8);
+                }
+            }
+            port::BASE..=port::LAST => self.ports.read(port, access),
+            _ => {}
+        }
+    }
+
+    /// Takes a snapshot.
+    fn milestone(&mut self, number: u32, name: Name) {
+        let clocks = self.shared.clocks();
+        self.shared.books.all(&mut self.scratch);
+        let figures = &self.scratch.figures;
+        self.shared
+            .milestones
+            .record(number, name, self.index as u32, clocks, figures);
+    }
+
+    // Gates.
+
+    /// Arms the gates of the current generation.
+    fn arm(&mut self) -> Result<(), kvm_ioctls::Error> {
+        let (slots, generation) = self.shared.gates.read();
+        self.set_debug(&slots)?;
+        self.slots = slots;
+        self.generation = generation;
+        self.shared.gates.acknowledge(self.index, generation);
+        Ok(())
+    }
+
+    fn set_debug(&self, slots: &Slots) -> Result<(), kvm_ioctls::Error> {
+        self.fd
+            .set_guest_debug(&gate::debug_control(slots, self.step))
+    }
+
+    /// Carries out a command of the guest's and leaves its outcome in the port.
+    fn gate_command(&mut self, number: u32, address: u64) {
+        self.ports.outcome = match self.try_gate_command(number, address) {
+            Ok(()) => Outcome::Done,
+            Err(outcome) => outcome,
+        };
+    }
+
+    fn try_gate_command(&mut self, number: u32, address: u64) -> Result<(), Outcome> {
+        let kind = match Command::from_number(number).ok_or(Outcome::BadCommand)? {
+            Command::RegisterCpuid => GateKind::Cpuid,
+            Command::RegisterHypercall => GateKind::Hypercall,
+            Command::Withdraw => {
+                let generation = self.shared.gates.withdraw(address)?;
+                return self.spread(generation).map_err(|_| Outcome::Refused);
+            }
+        };
+        if !gate::is_canonical(address) {
+            return Err(Outcome::BadAddress);
+        }
+        let mut bytes = [0; 3];
+        let bytes = &mut bytes[..kind.len() as usize];
+        if self.read_linear(address, bytes) < bytes.len() {
+            return Err(Outcome::BadAddress);
+        }
+        if !kind.matches(bytes) {
+            return Err(Outcome::NotTheInstruction);
+        }
+        let generation = self.shared.gates.register(Gate { address, kind })?;
+        if self.spread(generation).is_err() {
+            if let Ok(generation) = self.shared.gates.withdraw(address) {
+                let _ = self.spread(generation);
+            }
+            return Err(Outcome::Refused);
+        }
+        Ok(())
+    }
+
+    /// Waits until every vCPU runs with this generation, arming this one meanwhile whenever
+    /// another registers too: that is what keeps two of them from waiting for each other.
+    fn spread(&mut self, generation: u64) -> Result<(), kvm_ioctls::Error> {
+        loop {
+            if self.generation != self.shared.gates.generation() {
+                self.arm()?;
+            }
+            let mut all = true;
+            for vcpu in self.shared.gates.behind(generation) {
+                all = false;
+                self.shared.kick(vcpu);
+            }
+            if all || self.shared.control.stopping() {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// A debug exit: a step that is done, one of our gates, or the guest's own business.
+    fn debug(&mut self, arch: &kvm_debug_exit_arch) -> Result<(), kvm_ioctls::Error> {
+        let stepped = self.step.take().is_some();
+        if stepped {
+            self.set_debug(&self.slots)?;
+        }
+        if let Some((slot, gate)) = gate::slot_hit(&self.slots, arch.dr6, arch.pc) {
+            return self.at_gate(slot, gate);
+        }
+        if stepped && arch.dr6 & DR6_BS != 0 {
+            return Ok(());
+        }
+        self.foreign(arch)
+    }
+
+    /// Answers at a gate, or passes the instruction unchanged.
+    fn at_gate(&mut self, slot: usize, gate: Gate) -> Result<(), kvm_ioctls::Error> {
+        let mut regs = self.fd.get_regs()?;
+        let mut bytes = [0; 3];
+        let got = self.read_linear(gate.address, &mut bytes);
+        let bytes = &bytes[..got];
+        if gate.kind.matches(bytes) {
+            match gate.kind {
+                GateKind::Cpuid => {
+                    // CPUID looks at the low halves alone.
+                    let (leaf, ecx) = (regs.rax as u32, regs.rcx as u32);
+                    if let Some(question) = self.shared.layout.question(leaf) {
+                        let answer = self.ask(question, ecx);
+                        regs.rax = answer.eax.into();
+                        regs.rbx = answer.ebx.into();
+                        regs.rcx = answer.ecx.into();
+                        regs.rdx = answer.edx.into();
+                        self.shared.gates.count_query();
+                        return self.complete(regs, gate.kind.len());
+                    }
+                }
+                GateKind::Hypercall => {
+                    let cpl = self.fd.get_sregs()?.ss.dpl;
+                    regs.rax = gate::hypercall_answer(regs.rax, cpl);
+                    self.shared.gates.count_hypercall();
+                    return self.complete(regs, gate.kind.len());
+                }
+            }
+        }
+        self.shared.gates.count_stepped();
+        self.pass(slot, regs, bytes.first().copied())
+    }
+
+    /// Answers a question, and prints its line when asked to.
+    fn ask(&mut self, question: exit_abi::leaf::Question, ecx: u32) -> exit_abi::leaf::Registers {
+        let (books, layout, edition) =
+            (&self.shared.books, self.shared.layout, self.shared.edition);
+        let oracle = Oracle {
+            books,
+            layout,
+            edition,
+        };
+        let answer = oracle.answer(question, ecx, &mut self.scratch);
+        if self.shared.log_queries
+            && let Some(line) = gate::log_line(question, ecx, answer)
+        {
+            eprintln!("{line}");
+        }
+        answer
+    }
+
+    /// Ends an instruction that was answered, as the CPU would: RIP behind it, RF clear, and a
+    /// single-step trap if the guest has set TF.
+    fn complete(&mut self, mut regs: kvm_regs, length: u64) -> Result<(), kvm_ioctls::Error> {
+        self.passed = None;
+        regs.rip = regs.rip.wrapping_add(length);
+        regs.rflags &= !RF;
+        self.fd.set_regs(&regs)?;
+        if regs.rflags & TF != 0 {
+            self.inject_debug(DR6_BS)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Lets the guest execute the instruction itself: with RF set, the breakpoint is passed once;
+    /// where RF is ignored, the breakpoint is off for one single step.
+    fn pass(
+        &mut self,
+        slot: usize,
+        mut regs: kvm_regs,
+        first: Option<u8>,
+    ) -> Result<(), kvm_ioctls::Error> {
+        if !self.shared.ignores_rf.load(Ordering::Relaxed) {
+            regs.rflags |= RF;
+            let again = match self.passed {
+                Some((last, n)) if last == regs => n + 1,
+                _ => 0,
+            };
+            self.passed = Some((regs, again));
+            if again < RF_PATIENCE {
+                return self.fd.set_regs(&regs);
+            }
+            self.shared.ignores_rf.store(true, Ordering::Relaxed);
+        }
+        // A HLT with interrupts blocked would never wake.
+        let flags = if first == Some(HLT) {
+            0
+        } else {
+            self.shared.step_flags
+        };
+        self.step = Some(Step { slot, flags });
+        self.set_debug(&self.slots)
+    }
+
+    /// Gives a #DB that is not ours back to the guest.
+    fn foreign(&mut self, arch: &kvm_debug_exit_arch) -> Result<(), kvm_ioctls::Error> {
+        self.shared.gates.count_foreign();
+        let causes = arch.dr6 & DR6_CAUSES;
+        let mut byte = [0];
+        // ICEBP sets no cause in DR6, and KVM stops before it: its #DB is a trap, so the guest
+        // must find RIP behind it.
+        if causes == 0 && self.read_linear(arch.pc, &mut byte) == 1 && byte[0] == ICEBP {
+            let mut regs = self.fd.get_regs()?;
+            regs.rip = regs.rip.wrapping_add(1);
+            self.fd.set_regs(&regs)?;
+        }
+        self.inject_debug(causes)
+    }
+
+    /// Injects #DB with these causes in DR6.
+    fn inject_debug(&mut self, causes: u64) -> Result<(), kvm_ioctls::Error> {
+        let mut registers = self.fd.get_debug_regs()?;
+        registers.dr6 |= causes;
+        self.fd.set_debug_regs(&registers)?;
+        let mut debug: kvm_guest_debug = gate::debug_control(&self.slots, self.step);
+        debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_INJECT_DB;
+        self.fd.set_guest_debug(&debug)
+    }
+
+    /// Reads guest memory at a linear address; answers how many bytes are mapped there.
+    fn read_linear(&self, address: u64, into: &mut [u8]) -> usize {
+        let mut page: Option<(u64, u64)> = None;
+        for (i, byte) in into.iter_mut().enumerate() {
+            let linear = address.wrapping_add(i as u64);
+            let physical = match page {
+                Some((p, base)) if p == linear >> 12 => base | linear & 0xFFF,
+                _ => match self.fd.translate_gva(linear) {
+                    Ok(t) if t.valid != 0 => {
+                        page = Some((linear >> 12, t.physical_address & !0xFFF));
+                        t.physical_address
+                    }
+                    _ => return i,
+                },
+            };
+            let Ok(value) = self.shared.memory.read_obj(GuestAddress(physical)) else {
+                return i;
+            };
+            *byte = value;
+        }
+        into.len()
+    }
+}

@@ -1,0 +1,381 @@
+//! Building a VM: one linear recipe, from `/dev/kvm` to vCPUs that are ready to run.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use kvm_bindings::{
+    CpuId, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ,
+    KVM_MAX_CPUID_ENTRIES, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::boot::elf::{self, Image};
+use crate::boot::pvh::{self, Module};
+use crate::config::{Config, Console as ConsoleTarget};
+use crate::devices::console::Console;
+use crate::devices::control::Control;
+use crate::devices::serial::Com1;
+use crate::error::{Error, host as host_error, kvm as kvm_error};
+use crate::exits::books::{Books, VcpuBook};
+use crate::exits::gate::Gates;
+use crate::exits::ledger::Ledger;
+use crate::exits::milestone::Milestones;
+use crate::exits::source::Source;
+use crate::exits::source::run::RunSource;
+use crate::exits::source::stats::StatsSource;
+use crate::memory::{self, Memory};
+use crate::profile::{KvmKind, SourceInfo};
+use crate::vcpu::{Shared, Vcpu};
+use crate::{host, layout};
+
+/// A file that was loaded: hashed after the run, so that hashing costs the boot nothing.
+pub struct Loaded {
+    /// `kernel`, `firmware` or `initrd`.
+    pub role: &'static str,
+    /// Its path, as given.
+    pub path: std::path::PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Open on what was loaded.
+    pub file: File,
+}
+
+/// A VM, ready to run.
+pub struct Vm {
+    /// What the vCPUs share. Also keeps guest memory alive.
+    pub shared: Arc<Shared>,
+    /// The vCPUs.
+    pub vcpus: Vec<Vcpu>,
+    /// Which KVM.
+    pub kvm: KvmKind,
+    /// The vCPU's TSC frequency, if KVM tells.
+    pub tsc_khz: u64,
+    /// The sources, and how complete they are.
+    pub sources: Vec<SourceInfo>,
+    /// The files that were loaded.
+    pub images: Vec<Loaded>,
+    /// Set once the guest listens to its console.
+    pub listening: Arc<AtomicBool>,
+    /// Keeps the VM.
+    pub fd: VmFd,
+}
+
+/// Opens `/dev/kvm`, or says in one line what is missing and what to do.
+fn open_kvm() -> Result<Kvm, Error> {
+    let kvm = Kvm::new().map_err(|e| {
+        let advice = match e.errno() {
+            libc::ENOENT => {
+                "there is no /dev/kvm: enable virtualization in the BIOS and load kvm_intel or \
+                 kvm_amd (in a container: add --device /dev/kvm)"
+            }
+            libc::EACCES | libc::EPERM => {
+                "permission denied on /dev/kvm: add yourself to group kvm, or run: \
+                 sudo setfacl -m u:$USER:rw /dev/kvm"
+            }
+            libc::ENODEV | libc::ENXIO => {
+                "/dev/kvm has no driver behind it: load kvm_intel or kvm_amd"
+            }
+            _ => return Error::NoKvm(format!("cannot open /dev/kvm: {e}")),
+        };
+        Error::NoKvm(advice.to_owned())
+    })?;
+    let version = kvm.get_api_version();
+    if version != 12 {
+        return Err(Error::NoKvm(format!(
+            "/dev/kvm speaks API version {version}, not 12: it is no KVM that Linux documents"
+        )));
+    }
+    let needed = [
+        (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+        (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+        (Cap::Irqfd, "KVM_CAP_IRQFD"),
+        (Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG"),
+        (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    ];
+    if let Some((_, name)) = needed
+        .into_iter()
+        .find(|(cap, _)| !kvm.check_extension(*cap))
+    {
+        return Err(Error::NoKvm(format!(
+            "this KVM lacks {name}: use a newer kernel"
+        )));
+    }
+    Ok(kvm)
+}
+
+/// Tells KVM what it needs before there are vCPUs.
+fn prepare(vm: &VmFd, kvm_kind: KvmKind) -> Result<(), Error> {
+    vm.set_identity_map_address(layout::IDENTITY_MAP)
+        .map_err(kvm_error("an identity map"))?;
+    vm.set_tss_address(layout::TSS as usize)
+        .map_err(kvm_error("a TSS address"))?;
+    vm.create_irq_chip()
+        .map_err(kvm_error("an in-kernel irqchip"))?;
+    if kvm_kind == KvmKind::Software {
+        // There a stray VMCALL would hang in KVM_RUN while KVM tries to patch it; without this
+        // quirk it is #UD. Not every kernel has the capability: then the time limit must do.
+        let mut cap = kvm_enable_cap {
+            cap: KVM_CAP_DISABLE_QUIRKS2,
+            ..Default::default()
+        };
+        cap.args[0] = KVM_X86_QUIRK_FIX_HYPERCALL_INSN.into();
+        if let Err(error) = vm.enable_cap(&cap) {
+            tracing::debug!(%error, "cannot disable KVM_X86_QUIRK_FIX_HYPERCALL_INSN");
+        }
+    }
+    Ok(())
+}
+
+/// Creates a vCPU with its CPUID table.
+fn create_vcpu(
+    vm: &VmFd,
+    index: u32,
+    supported: &CpuId,
+    config: &Config,
+    deadline: bool,
+) -> Result<VcpuFd, Error> {
+    let fd = vm.create_vcpu(index.into()).map_err(kvm_error("a vCPU"))?;
+    let apic_id = u8::try_from(index).unwrap_or(u8::MAX);
+    let table =
+        crate::platform::cpuid::table(supported, apic_id, config.leaves.layout, deadline)
+            .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
+    fd.set_cpuid2(&table)
+        .map_err(kvm_error("the CPUID table"))?;
+    Ok(fd)
+}
+
+/// Sets the boot vCPU to the PVH entry; the others wait for their start-up IPI.
+fn set_entry(fd: &VcpuFd, entry: u32) -> Result<(), Error> {
+    let mut sregs = fd
+        .get_sregs()
+        .map_err(kvm_error("reading segment registers"))?;
+    pvh::set_system_registers(&mut sregs);
+    fd.set_sregs(&sregs)
+        .map_err(kvm_error("segment registers at entry"))?;
+    fd.set_regs(&pvh::registers(entry))
+        .map_err(kvm_error("registers at entry"))
+}
+
+/// Opens the sources for one vCPU and says how complete they are.
+fn open_sources(fd: &VcpuFd, ledger: &Arc<Ledger>, kvm: KvmKind) -> (VcpuBook, Vec<SourceInfo>) {
+    let run = "every exit that reaches userspace, with cycles from KVM_RUN's return to the next \
+               entry; exits handled in the kernel are not seen";
+    let mut infos = vec![SourceInfo {
+        name: "KVM_RUN".into(),
+        available: true,
+        completeness: run.into(),
+    }];
+    let mut sources: Vec<Box<dyn Source>> = vec![Box::new(RunSource(ledger.clone()))];
+    let software = kvm == KvmKind::Software;
+    let (available, completeness) = match StatsSource::open(fd, !software) {
+        Ok(stats) => {
+            sources.push(Box::new(stats));
+            let what = if software {
+                "the total of all exits, as software KVM counts them; HLT per reason (io_exits \
+                 stays 0 there); no cycles"
+            } else {
+                "the total of all exits; HLT, external interrupt, I/O, interrupt and NMI window, \
+                 VMCALL per reason; no cycles"
+            };
+            (true, what.to_owned())
+        }
+        Err(error) => (
+            false,
+            format!("{error}: exits handled in the kernel are not counted"),
+        ),
+    };
+    infos.push(SourceInfo {
+        name: "KVM stats".into(),
+        available,
+        completeness,
+    });
+    (
+        VcpuBook {
+            ledger: ledger.clone(),
+            sources,
+        },
+        infos,
+    )
+}
+
+/// What was loaded where.
+struct Boot {
+    entry: u32,
+    gates: Vec<crate::exits::gate::Gate>,
+    names: BTreeMap<u32, String>,
+    images: Vec<Loaded>,
+}
+
+fn image_error(role: &'static str, path: &Path) -> impl FnOnce(elf::ElfError) -> Error {
+    move |source| Error::Image {
+        role,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Loads what is booted (the kernel, or a firmware that gets the kernel as its first module), and
+/// writes the hand-over.
+fn load(config: &Config, memory: &Memory, mut image: Image) -> Result<Boot, Error> {
+    let role = if config.firmware.is_some() {
+        "firmware"
+    } else {
+        "kernel"
+    };
+    let path = image.path.clone();
+    image.load(memory, &[]).map_err(image_error(role, &path))?;
+    let mut room = (image.end(), pvh::top_of_low_ram(memory));
+    let mut modules: Vec<Module> = Vec::new();
+    let mut images = Vec::new();
+    let kernel = config
+        .firmware
+        .is_some()
+        .then_some(("kernel", config.kernel.as_path()));
+    let initrd = config.initrd.as_deref().map(|path| ("initrd", path));
+    for (role, path) in kernel.into_iter().chain(initrd) {
+        let (mut file, bytes) = elf::open(path).map_err(image_error(role, path))?;
+        let module = pvh::load_module(memory, &mut file, bytes, role, room)?;
+        room.1 = module.start;
+        modules.push(module);
+        images.push(Loaded {
+            role,
+            path: path.to_owned(),
+            bytes,
+            file,
+        });
+    }
+    pvh::write(memory, &config.cmdline, &modules)?;
+    let Image { entry, bytes, .. } = image;
+    let (gates, names) = (
+        std::mem::take(&mut image.gates),
+        std::mem::take(&mut image.names),
+    );
+    images.insert(
+        0,
+        Loaded {
+            role,
+            path,
+            bytes,
+            file: image.into_file(),
+        },
+    );
+    Ok(Boot {
+        entry,
+        gates,
+        names,
+        images,
+    })
+}
+
+/// A descriptor of our own on standard output or error.
+fn console_file(target: ConsoleTarget) -> io::Result<File> {
+    use std::os::fd::AsFd;
+    let fd: OwnedFd = match target {
+        ConsoleTarget::Stdout => io::stdout().as_fd().try_clone_to_owned()?,
+        ConsoleTarget::Stderr => io::stderr().as_fd().try_clone_to_owned()?,
+    };
+    Ok(fd.into())
+}
+
+/// Builds the VM.
+pub fn build(config: &Config) -> Result<Vm, Error> {
+    // Images first: a typing mistake should not need a KVM to be found.
+    let (role, path) = match &config.firmware {
+        Some(firmware) => ("firmware", firmware.as_path()),
+        None => ("kernel", config.kernel.as_path()),
+    };
+    let image = Image::open(path).map_err(image_error(role, path))?;
+    if let Some(total) = memory::host_total() {
+        config.memory.within(total)?;
+    }
+
+    let kvm = open_kvm()?;
+    let kind = host::kvm_kind();
+    let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
+    if config.cpus.get() > most {
+        let what = format!("this KVM runs at most {most} vCPUs: give fewer with --cpus");
+        return Err(Error::Usage(what));
+    }
+    let fd = kvm.create_vm().map_err(kvm_error("a VM"))?;
+
+    let memory = memory::map(config.memory.bytes())?;
+    memory::give_to_kvm(&fd, &memory)?;
+    prepare(&fd, kind)?;
+
+    let control = Arc::new(Control::new().map_err(host_error("make an event descriptor"))?);
+    let line = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event descriptor"))?;
+    fd.register_irqfd(&line, layout::COM1_GSI)
+        .map_err(kvm_error("an interrupt line for COM1"))?;
+    let out = console_file(config.console).map_err(host_error("duplicate the console"))?;
+    let listening = Arc::new(AtomicBool::new(false));
+    let com1 = Com1::new(line, Console::new(out, control.clone()), listening.clone());
+
+    let boot = load(config, &memory, image)?;
+
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm_error("its supported CPUID table"))?;
+    let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let mut fds = Vec::new();
+    let mut books = Vec::new();
+    let mut sources = Vec::new();
+    for index in 0..config.cpus.get() {
+        let vcpu = create_vcpu(&fd, index, &supported, config, deadline)?;
+        let ledger = Arc::new(Ledger::default());
+        let (book, infos) = open_sources(&vcpu, &ledger, kind);
+        books.push(book);
+        sources = infos;
+        fds.push((vcpu, ledger));
+    }
+    let mut tsc_khz = 0;
+    if let Some((boot_vcpu, _)) = fds.first() {
+        set_entry(boot_vcpu, boot.entry)?;
+        tsc_khz = boot_vcpu.get_tsc_khz().unwrap_or(0).into();
+    }
+
+    let gates = Gates::new(fds.len());
+    for gate in boot.gates {
+        // The image's check has ruled out what the table refuses.
+        if let Err(outcome) = gates.register(gate) {
+            let source = elf::ElfError::Gates(format!("{:#x}: {outcome:?}", gate.address));
+            return Err(image_error(role, path)(source));
+        }
+    }
+    let can_block = fd.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into()) as u32;
+    let shared = Arc::new(Shared {
+        memory,
+        books: Books::new(books, kind),
+        gates,
+        milestones: Milestones::new(boot.names),
+        com1: Mutex::new(com1),
+        control,
+        layout: config.leaves.layout,
+        edition: config.edition,
+        ignores_rf: AtomicBool::new(kind == KvmKind::Software),
+        step_flags: can_block & KVM_GUESTDBG_BLOCKIRQ,
+        log_queries: config.log_queries,
+        started: OnceLock::new(),
+        threads: Mutex::new(vec![None; fds.len()]),
+    });
+    let vcpus = fds
+        .into_iter()
+        .enumerate()
+        .map(|(index, (fd, ledger))| Vcpu::new(fd, index, shared.clone(), ledger))
+        .collect();
+    Ok(Vm {
+        shared,
+        vcpus,
+        kvm: kind,
+        tsc_khz,
+        sources,
+        images: boot.images,
+        listening,
+        fd,
+    })
+}

@@ -1,0 +1,149 @@
+//! The documents say what the code says: tables in `docs/` against the constants and fields they
+//! describe.
+
+use exit_abi::{gate, leaf, milestone, note, port};
+use exitvisor::{profile, status};
+
+const STATUSES: &str = include_str!("../../docs/exit-statuses.md");
+const INTERFACE: &str = include_str!("../../docs/guest-interface.md");
+const SCHEMA: &str = include_str!("../../docs/profile-schema.md");
+
+/// The cells of every table row in a document, but for headings and rules.
+fn rows(document: &str) -> Vec<Vec<&str>> {
+    let rows = document
+        .lines()
+        .filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
+    rows.map(|row| row.split('|').map(str::trim).collect())
+        .filter(|cells: &Vec<&str>| !cells[0].starts_with('-'))
+        .collect()
+}
+
+/// Whether a row begins with these two cells.
+fn has_row(document: &str, first: &str, second: &str) -> bool {
+    rows(document)
+        .iter()
+        .any(|cells| cells.starts_with(&[first, second]))
+}
+
+#[test]
+fn exit_statuses() {
+    let documented: Vec<_> = rows(STATUSES).split_off(1);
+    let defined = status::ALL.iter();
+    let defined: Vec<_> = defined
+        .map(|(number, name, meaning)| {
+            [&number.to_string(), *name, meaning.trim()].map(String::from)
+        })
+        .collect();
+    assert_eq!(documented, defined);
+}
+
+#[test]
+fn milestones() {
+    for number in 1..milestone::FIRST_OWN {
+        let Some(name) = milestone::name(number) else {
+            continue;
+        };
+        assert!(
+            has_row(INTERFACE, &number.to_string(), name),
+            "milestone {number} {name}"
+        );
+    }
+}
+
+#[test]
+fn ports() {
+    for (number, name) in [
+        (port::MILESTONE, "MILESTONE"),
+        (port::MILESTONE_NAME, "MILESTONE_NAME"),
+        (port::EXIT, "EXIT"),
+        (port::OWN_SECTION, "OWN_SECTION"),
+        (port::GATE_LOW, "GATE_LOW"),
+        (port::GATE_HIGH, "GATE_HIGH"),
+        (port::GATE_COMMAND, "GATE_COMMAND"),
+        (port::SCRATCH, "SCRATCH"),
+        (port::COM1, "COM1"),
+    ] {
+        assert!(
+            has_row(
+                INTERFACE,
+                &format!("`{number:#06X}`").replace("0X", "0x"),
+                name
+            ),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn gate_commands_and_outcomes() {
+    for number in 0..100 {
+        if let Some(command) = gate::Command::from_number(number) {
+            assert!(
+                has_row(INTERFACE, &number.to_string(), &format!("{command:?}")),
+                "{command:?}"
+            );
+        }
+        if let Some(outcome) = gate::Outcome::from_number(number) {
+            assert!(
+                has_row(INTERFACE, &number.to_string(), &format!("{outcome:?}")),
+                "{outcome:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn leaves_flags_and_notes() {
+    for (number, name) in [
+        (leaf::DISCOVERY, "DISCOVERY"),
+        (leaf::FLAGS, "FLAGS"),
+        (leaf::MAP, "MAP"),
+        (leaf::INFO, "INFO"),
+    ] {
+        assert!(
+            has_row(INTERFACE, &format!("`0x{number:08X}`"), name),
+            "{name}"
+        );
+    }
+    for (flag, name) in [
+        (leaf::flags::DEFINED, "DEFINED"),
+        (leaf::flags::CAN_OCCUR, "CAN_OCCUR"),
+        (leaf::flags::EXACT, "EXACT"),
+        (leaf::flags::EXACT_IN_VMM, "EXACT_IN_VMM"),
+    ] {
+        assert!(
+            has_row(INTERFACE, &flag.trailing_zeros().to_string(), name),
+            "{name}"
+        );
+    }
+    for (number, name) in [
+        (note::CPUID_GATES, "CPUID_GATES"),
+        (note::HYPERCALL_GATES, "HYPERCALL_GATES"),
+        (note::MILESTONE_NAME, "MILESTONE_NAME"),
+    ] {
+        assert!(has_row(INTERFACE, &number.to_string(), name), "{name}");
+    }
+}
+
+/// Every public field of the model has a row; the schema's version is the code's.
+#[test]
+fn profile_schema() {
+    let model = include_str!("../src/profile/mod.rs");
+    let mut fields = 0;
+    for line in model
+        .lines()
+        .filter_map(|line| line.strip_prefix("    pub "))
+    {
+        // A space before the colon: a method with arguments.
+        let field = line.split_once(": ").map(|(field, _)| field);
+        let Some(field) = field.filter(|field| !field.contains(' ')) else {
+            continue;
+        };
+        let cell = format!("`{field}`");
+        assert!(rows(SCHEMA).iter().any(|cells| cells[0] == cell), "{field}");
+        fields += 1;
+    }
+    assert!(fields > 40, "{fields} fields: is the model elsewhere?");
+    assert!(SCHEMA.contains(&format!("\"schema\": \"{}\"", profile::SCHEMA)));
+    assert!(SCHEMA.contains(&format!("\"version\": {}", profile::VERSION)));
+}

@@ -1,0 +1,221 @@
+//! `cargo xtask boot-profile`: boot, measure, keep the profile, show the report.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use clap::error::ErrorKind;
+use indicatif::ProgressBar;
+
+use crate::build::{self, Built};
+use crate::run::value_of;
+use crate::step::{self, Step};
+use crate::{signals, workspace};
+
+/// Boot a guest and show what each step of its boot cost in VM exits
+///
+/// Writes the profile as JSON, text and CSV under target/exitvisor/ and prints the text. All other
+/// options go to `exitvisor profile`. A run that is cut short is shown all the same; the exit
+/// status is that of the first run that did not end with 0.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cargo xtask boot-profile
+  cargo xtask boot-profile --runs 5
+  cargo xtask boot-profile --cmdline workload=pio:500 --timeout 10s")]
+pub(crate) struct BootProfile {
+    /// Boot so many times and show the spread
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) runs: u32,
+    /// Options of `exitvisor profile`
+    #[arg(
+        value_name = "OPTIONS OF EXITVISOR",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) options: Vec<OsString>,
+}
+
+impl BootProfile {
+    /// Builds, measures, saves and shows.
+    pub(crate) fn run(self) -> anyhow::Result<u8> {
+        self.check()?;
+        let built = build::build()?;
+        let kernel = value_of(&self.options, "--kernel").map(PathBuf::from);
+        let guest = kernel.as_deref().unwrap_or(&built.guest_kernel).file_stem();
+        let base = unused_name(&workspace::output_folder()?, guest.unwrap_or_default());
+        signals::outlive_interrupts()?;
+
+        let (status, profiles) = if self.runs == 1 {
+            self.one(&built, &base)?
+        } else {
+            self.several(&built, &base)?
+        };
+        // Where there is no profile, exitvisor has said why.
+        if !profiles.is_empty() {
+            report(&built.exitvisor, &profiles, &base)?;
+        }
+        Ok(status)
+    }
+
+    /// Options that are not exitvisor's to have here.
+    fn check(&self) -> anyhow::Result<()> {
+        let given = |name: &&str| value_of(&self.options, name).is_some();
+        let why = if let Some(name) = ["--format", "--output"].iter().find(|name| given(name)) {
+            format!("boot-profile itself chooses {name}; for your own, use `exitvisor profile`\n")
+        } else if given(&"--runs") {
+            "--runs comes before the options of exitvisor\n".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(clap::Error::raw(ErrorKind::ArgumentConflict, why).into())
+    }
+
+    /// One run, with the guest's console on the screen.
+    fn one(&self, built: &Built, base: &Path) -> anyhow::Result<(u8, Vec<PathBuf>)> {
+        let profile = with_suffix(base, ".json");
+        let status = self.step(built, &profile).status()?;
+        Ok((
+            status,
+            Some(profile)
+                .into_iter()
+                .filter(|file| file.exists())
+                .collect(),
+        ))
+    }
+
+    /// Several runs, with a spinner instead of the console; who fails is heard.
+    fn several(&self, built: &Built, base: &Path) -> anyhow::Result<(u8, Vec<PathBuf>)> {
+        let (mut first_failure, mut profiles) = (0, Vec::new());
+        let spinner = ProgressBar::new_spinner();
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        for run in 1..=self.runs {
+            let profile = with_suffix(base, &format!("-run{run}.json"));
+            let mut step = self.step(built, &profile);
+            spinner.suspend(|| step.echo());
+            spinner.set_message(format!("run {run} of {}", self.runs));
+            let output = step.output()?;
+            let status = step::number(output.status);
+            if profile.exists() {
+                profiles.push(profile);
+            }
+            if status == 0 {
+                continue;
+            }
+            let said = String::from_utf8_lossy(&output.stderr);
+            spinner.suspend(|| eprint!("{said}"));
+            if first_failure == 0 {
+                first_failure = status;
+            }
+            // A person interrupted it, or there is nothing to measure here: no more of it.
+            if status >= 128 || profiles.is_empty() {
+                break;
+            }
+        }
+        spinner.finish_and_clear();
+        Ok((first_failure, profiles))
+    }
+
+    fn step(&self, built: &Built, profile: &Path) -> Step {
+        let mut step = Step::new(&built.exitvisor).arg("profile");
+        if value_of(&self.options, "--kernel").is_none() {
+            step = step.arg("--kernel").arg(&built.guest_kernel);
+        }
+        step = step.args(["--format", "json", "--output"]).arg(profile);
+        step.args(&self.options)
+    }
+}
+
+/// Renders the profiles: CSV beside each, text beside them and on the screen.
+fn report(exitvisor: &Path, profiles: &[PathBuf], base: &Path) -> anyhow::Result<()> {
+    for profile in profiles {
+        let step = Step::new(exitvisor).arg("report").arg(profile);
+        let step = step.args(["--format", "csv", "--output"]);
+        step.arg(profile.with_extension("csv")).check()?;
+    }
+    let text = with_suffix(base, ".txt");
+    let rendered = Step::new(exitvisor).arg("report").args(profiles).stdout()?;
+    std::fs::write(&text, &rendered).with_context(|| format!("cannot write {}", text.display()))?;
+    let mut out = std::io::stdout().lock();
+    out.write_all(&rendered)
+        .and_then(|()| out.write_all(saved(profiles, &text).as_bytes()))
+        .context("cannot write to stdout")
+}
+
+/// One line that says where everything is.
+fn saved(profiles: &[PathBuf], text: &Path) -> String {
+    let shown = |path: &Path| Path::new(workspace::shown(path)).display().to_string();
+    match profiles {
+        [profile] if profile.file_stem() == text.file_stem() => {
+            format!("saved: {} (and .txt, .csv)\n", shown(profile))
+        }
+        profiles => {
+            let profiles: Vec<String> = profiles.iter().map(|profile| shown(profile)).collect();
+            format!(
+                "saved: {}, {} (and .csv)\n",
+                shown(text),
+                profiles.join(", ")
+            )
+        }
+    }
+}
+
+/// A path for a boot of this guest, to which suffixes are added: 2026-11-20T10-12-33-guest-kernel,
+/// or with a number behind, so that what an earlier boot left is neither written over nor taken
+/// for ours.
+fn unused_name(folder: &Path, guest: &OsStr) -> PathBuf {
+    let base = with_suffix(
+        &folder.join(now()),
+        &format!("-{}", guest.to_string_lossy()),
+    );
+    let used = |base: &Path| {
+        [".json", "-run1.json"]
+            .iter()
+            .any(|suffix| with_suffix(base, suffix).exists())
+    };
+    let numbered = (2..).map(|n: u32| with_suffix(&base, &format!("-{n}")));
+    let mut names = std::iter::once(base.clone()).chain(numbered);
+    names.find(|name| !used(name)).unwrap_or(base)
+}
+
+/// The time in UTC as a file name can carry it: 2026-11-20T10-12-33.
+fn now() -> String {
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H-%M-%S")
+        .to_string()
+}
+
+fn with_suffix(base: &Path, suffix: &str) -> PathBuf {
+    let mut path = base.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files() {
+        let base = Path::new("target/2026-11-20T10-12-33-my.kernel");
+        let name = with_suffix(base, "-run2.json");
+        assert_eq!(
+            name,
+            Path::new("target/2026-11-20T10-12-33-my.kernel-run2.json")
+        );
+        let now = now();
+        assert_eq!((now.len(), now.contains(':')), (19, false), "{now}");
+    }
+
+    #[test]
+    fn what_was_saved() {
+        let files = |names: &[&str]| -> Vec<PathBuf> { names.iter().map(Into::into).collect() };
+        let line = saved(&files(&["t/x.json"]), Path::new("t/x.txt"));
+        assert_eq!(line, "saved: t/x.json (and .txt, .csv)\n");
+        let line = saved(&files(&["x-run1.json", "x-run2.json"]), Path::new("x.txt"));
+        assert_eq!(line, "saved: x.txt, x-run1.json, x-run2.json (and .csv)\n");
+    }
+}

@@ -1,0 +1,117 @@
+//! `cargo xtask build`: exitvisor for the host, the guests for bare metal, both optimised.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::Context;
+use clap::Args;
+use serde::Deserialize;
+
+use crate::step::{self, Ended, Step};
+use crate::toolchain::{self, GUEST_TARGET};
+use crate::workspace;
+
+/// Build exitvisor and its guests; add the Rust target if it is missing
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cargo xtask build
+  CARGO_TARGET_DIR=/tmp/exitvisor cargo xtask build")]
+pub(crate) struct Build {}
+
+/// What a build leaves behind.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// The hypervisor.
+    pub(crate) exitvisor: PathBuf,
+    /// The default guest.
+    pub(crate) guest_kernel: PathBuf,
+}
+
+impl Build {
+    /// Builds, and says where things are.
+    pub(crate) fn run(self) -> anyhow::Result<u8> {
+        let built = build()?;
+        for path in [built.exitvisor, built.guest_kernel] {
+            println!("{}", Path::new(workspace::shown(&path)).display());
+        }
+        Ok(0)
+    }
+}
+
+/// Builds exitvisor and all guests.
+pub(crate) fn build() -> anyhow::Result<Built> {
+    toolchain::ensure_guest_target()?;
+    let host = executables(Step::cargo().args(["build", "--release", "--package", "exitvisor"]))?;
+    let guests = executables(
+        for_guests(Step::cargo().args(["build", "--release"])).args([
+            "--package",
+            "guest-kernel",
+            "--package",
+            "test-guests",
+        ]),
+    )?;
+    Ok(Built {
+        exitvisor: named(host, "exitvisor")?,
+        guest_kernel: named(guests, "guest-kernel")?,
+    })
+}
+
+/// A cargo step turned to the guests' target. Flags meant for the host (a linker, a CPU with AVX)
+/// would break guests, and would hide those that `.cargo/config.toml` gives for their target.
+pub(crate) fn for_guests(cargo: Step) -> Step {
+    cargo.args(["--target", GUEST_TARGET]).without_env(&[
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_BUILD_RUSTFLAGS",
+    ])
+}
+
+/// A line of `cargo build --message-format json`, as far as it is of interest.
+#[derive(Deserialize)]
+struct Message {
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// Runs `cargo build` and collects the executables it names, whatever the target folder is.
+fn executables(step: Step) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    // The messages are for us, not worth showing: people see cargo's usual output on stderr.
+    step.echo();
+    let what = step.to_string();
+    let mut step = step.args(["--message-format", "json-render-diagnostics"]);
+    let mut child = step
+        .command()
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{what}`"))?;
+    let mut found = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let message = serde_json::from_str(&line?);
+            if let Ok(Message {
+                target: Some(target),
+                executable: Some(path),
+            }) = message
+            {
+                found.push((target.name, path));
+            }
+        }
+    }
+    match step::number(child.wait()?) {
+        0 => Ok(found),
+        status => Err(Ended { what, status }.into()),
+    }
+}
+
+fn named(found: Vec<(String, PathBuf)>, name: &str) -> anyhow::Result<PathBuf> {
+    let wanted = found.into_iter().find(|(found, _)| found == name);
+    Ok(wanted
+        .with_context(|| format!("cargo built no executable named {name}"))?
+        .1)
+}

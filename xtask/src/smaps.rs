@@ -1,0 +1,129 @@
+//! The memory of a running VMM besides its guest's: `/proc/PID/smaps`, read while it runs.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+
+/// What the mapping of guest memory is called (a memfd of exitvisor's).
+const GUEST_RAM: &str = "exitvisor-guest-ram";
+
+/// Resident memory besides guest memory, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Besides {
+    /// All of it, shared libraries and the program's text included.
+    pub(crate) resident: u64,
+    /// What no other process could share.
+    pub(crate) private: u64,
+}
+
+/// Watches one process.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    file: File,
+    text: String,
+    most: Option<Besides>,
+}
+
+impl Watch {
+    /// Of the process with this id.
+    pub(crate) fn new(pid: u32) -> std::io::Result<Self> {
+        let file = File::open(format!("/proc/{pid}/smaps"))?;
+        Ok(Self {
+            file,
+            text: String::new(),
+            most: None,
+        })
+    }
+
+    /// Looks once. A process that has just ended, or has no guest memory yet, adds nothing.
+    pub(crate) fn sample(&mut self) {
+        self.text.clear();
+        let read = self
+            .file
+            .rewind()
+            .and_then(|()| self.file.read_to_string(&mut self.text));
+        let Some(now) = read.ok().and_then(|_| parse(&self.text)) else {
+            return;
+        };
+        let most = self.most.get_or_insert_default();
+        most.resident = most.resident.max(now.resident);
+        most.private = most.private.max(now.private);
+    }
+
+    /// The most that was seen; `None` if guest memory was never seen by its name.
+    pub(crate) fn most(&self) -> Option<Besides> {
+        self.most
+    }
+}
+
+/// Sums the mappings of `smaps` but for guest memory; `None` if that is not among them, since
+/// what is not told apart must not be booked as the VMM's.
+fn parse(smaps: &str) -> Option<Besides> {
+    let mut sum = Besides::default();
+    let (mut is_guest, mut guest_seen) = (false, false);
+    for line in smaps.lines() {
+        // "7f…-7f… rw-s 00000000 00:01 1 /memfd:…" opens a mapping, "Rss:   4 kB" belongs to it.
+        let first = line.split_ascii_whitespace().next().unwrap_or_default();
+        let Some(field) = first.strip_suffix(':') else {
+            is_guest = line.contains(GUEST_RAM);
+            guest_seen |= is_guest;
+            continue;
+        };
+        if is_guest {
+            continue;
+        }
+        match field {
+            "Rss" => sum.resident += bytes(line),
+            "Private_Clean" | "Private_Dirty" => sum.private += bytes(line),
+            _ => {}
+        }
+    }
+    guest_seen.then_some(sum)
+}
+
+/// The figure of a line such as `Rss:   4 kB`.
+fn bytes(line: &str) -> u64 {
+    let figure = line
+        .split_ascii_whitespace()
+        .nth(1)
+        .and_then(|word| word.parse::<u64>().ok());
+    figure.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMAPS: &str = "\
+55d0c0000000-55d0c0100000 r-xp 00000000 fe:00 1234    /target/release/exitvisor
+Size:               1024 kB
+Rss:                 800 kB
+Private_Clean:       700 kB
+Private_Dirty:         0 kB
+VmFlags: rd ex mr mw me
+7f0000000000-7f0004000000 rw-s 00000000 00:01 2062    /memfd:exitvisor-guest-ram (deleted)
+Size:              65536 kB
+Rss:               12000 kB
+Private_Dirty:     12000 kB
+7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0       [stack]
+Rss:                  24 kB
+Private_Dirty:        20 kB
+";
+
+    #[test]
+    fn guest_memory_is_left_out() {
+        let besides = Besides {
+            resident: 824 * 1024,
+            private: 720 * 1024,
+        };
+        assert_eq!(parse(SMAPS), Some(besides));
+    }
+
+    #[test]
+    fn unknown_without_a_name_for_guest_memory() {
+        assert_eq!(
+            parse(&SMAPS.replace("memfd:exitvisor", "memfd:other")),
+            None
+        );
+        assert_eq!(parse(""), None);
+    }
+}

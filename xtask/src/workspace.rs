@@ -1,0 +1,41 @@
+//! The workspace: its root, and where built things go.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Deserialize;
+
+use crate::step::Step;
+
+/// The workspace's root: the folder above this package.
+pub(crate) fn root() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package)
+}
+
+/// The folder for what xtask itself writes: `exitvisor/` in the target folder, made if missing.
+pub(crate) fn output_folder() -> anyhow::Result<PathBuf> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let mut step = Step::cargo().args(["metadata", "--no-deps", "--format-version", "1"]);
+    let output = step.output()?;
+    let metadata: Metadata = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
+        .with_context(|| format!("`{step}` does not name the target folder"))?;
+    let folder = metadata.target_directory.join("exitvisor");
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// A path as the user would write it: relative to where they stand, if it lies below. What is no
+/// path stays as it is.
+pub(crate) fn shown(path: &(impl AsRef<OsStr> + ?Sized)) -> &OsStr {
+    let path = Path::new(path);
+    let here = std::env::current_dir();
+    let below = here.ok().and_then(|here| path.strip_prefix(here).ok());
+    below.unwrap_or(path).as_os_str()
+}
