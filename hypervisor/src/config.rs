@@ -72,7 +72,10 @@ impl MemorySize {
     /// Checks against what the host has.
     pub fn within(self, host: u64) -> Result<Self, ConfigError> {
         if self.0 > host {
-            return Err(ConfigError::TooMuchMemory { asked: self.0 >> 20, host: host >> 20 });
+            return Err(ConfigError::TooMuchMemory {
+                asked: self.0 >> 20,
+                host: host >> 20,
+            });
         }
         Ok(self)
     }
@@ -175,8 +178,18 @@ impl FromStr for NamedLayout {
     fn from_str(s: &str) -> Result<Self, ConfigError> {
         let wrong = || ConfigError::Layout(s.to_owned());
         match s {
-            "classic" => return Ok(Self { name: "classic", layout: Layout::CLASSIC }),
-            "reversed" => return Ok(Self { name: "reversed", layout: Layout::REVERSED }),
+            "classic" => {
+                return Ok(Self {
+                    name: "classic",
+                    layout: Layout::CLASSIC,
+                });
+            }
+            "reversed" => {
+                return Ok(Self {
+                    name: "reversed",
+                    layout: Layout::REVERSED,
+                });
+            }
             _ => {}
         }
         let leaves = s
@@ -187,12 +200,17 @@ impl FromStr for NamedLayout {
             })
             .collect::<Option<Vec<u32>>>()
             .ok_or_else(wrong)?;
-        let &[a, b, c, d] = leaves.as_slice() else { return Err(wrong()) };
+        let &[a, b, c, d] = leaves.as_slice() else {
+            return Err(wrong());
+        };
         let layout = Layout::new(a, b, c, d);
         if !layout.is_valid() {
             return Err(wrong());
         }
-        Ok(Self { name: "custom", layout })
+        Ok(Self {
+            name: "custom",
+            layout,
+        })
     }
 }
 
@@ -270,14 +288,39 @@ mod tests {
         assert_eq!("64M".parse::<MemorySize>().unwrap().bytes(), 64 << 20);
         assert_eq!("2g".parse::<MemorySize>().unwrap().bytes(), 2 << 30);
         assert_eq!("4194304".parse::<MemorySize>().unwrap().bytes(), 4 << 20);
-        for s in ["", "M", "64X", "-1M", "0x10M", "1.5G", "99999999999999999999", "64 M", "17179869184G"] {
-            assert_eq!(s.parse::<MemorySize>(), Err(ConfigError::NotASize(s.into())));
+        for s in [
+            "",
+            "M",
+            "64X",
+            "-1M",
+            "0x10M",
+            "1.5G",
+            "99999999999999999999",
+            "64 M",
+            "17179869184G",
+        ] {
+            assert_eq!(
+                s.parse::<MemorySize>(),
+                Err(ConfigError::NotASize(s.into()))
+            );
         }
-        assert_eq!("0".parse::<MemorySize>(), Err(ConfigError::TooLittleMemory(0)));
-        assert_eq!("1M".parse::<MemorySize>(), Err(ConfigError::TooLittleMemory(1 << 20)));
-        assert_eq!("67108865".parse::<MemorySize>(), Err(ConfigError::UnalignedMemory(67_108_865)));
+        assert_eq!(
+            "0".parse::<MemorySize>(),
+            Err(ConfigError::TooLittleMemory(0))
+        );
+        assert_eq!(
+            "1M".parse::<MemorySize>(),
+            Err(ConfigError::TooLittleMemory(1 << 20))
+        );
+        assert_eq!(
+            "67108865".parse::<MemorySize>(),
+            Err(ConfigError::UnalignedMemory(67_108_865))
+        );
         let big: MemorySize = "1T".parse().unwrap();
-        assert!(matches!(big.within(1 << 30), Err(ConfigError::TooMuchMemory { .. })));
+        assert!(matches!(
+            big.within(1 << 30),
+            Err(ConfigError::TooMuchMemory { .. })
+        ));
     }
 
     #[test]
@@ -297,26 +340,46 @@ mod tests {
         assert_eq!(ms("2m"), Some(120_000));
         assert_eq!(ms("none"), None);
         for s in ["", "s", "0", "-1s", "1y", "1e9", "inf", "nan", "99999h"] {
-            assert_eq!(s.parse::<TimeLimit>(), Err(ConfigError::NotATime(s.into())), "{s}");
+            assert_eq!(
+                s.parse::<TimeLimit>(),
+                Err(ConfigError::NotATime(s.into())),
+                "{s}"
+            );
         }
     }
 
     #[test]
     fn layouts() {
-        assert_eq!("classic".parse::<NamedLayout>().unwrap().layout, Layout::CLASSIC);
+        assert_eq!(
+            "classic".parse::<NamedLayout>().unwrap().layout,
+            Layout::CLASSIC
+        );
         let custom: NamedLayout = "0x4FFFFF10,4fffff11,0x4fffff12,0x4fffff13".parse().unwrap();
         assert_eq!(custom.name, "custom");
         assert_eq!(custom.layout.exits_of, 0x4FFF_FF12);
-        for s in ["", "backwards", "1,2,3,4", "0x4fffff10,0x4fffff10,0x4fffff11,0x4fffff12",
-            "0x4fffff10,0x4fffff11,0x4fffff12", "0x4fffff00,0x4fffff11,0x4fffff12,0x4fffff13"] {
-            assert_eq!(s.parse::<NamedLayout>(), Err(ConfigError::Layout(s.into())), "{s}");
+        for s in [
+            "",
+            "backwards",
+            "1,2,3,4",
+            "0x4fffff10,0x4fffff10,0x4fffff11,0x4fffff12",
+            "0x4fffff10,0x4fffff11,0x4fffff12",
+            "0x4fffff00,0x4fffff11,0x4fffff12,0x4fffff13",
+        ] {
+            assert_eq!(
+                s.parse::<NamedLayout>(),
+                Err(ConfigError::Layout(s.into())),
+                "{s}"
+            );
         }
     }
 
     #[test]
     fn cmdlines() {
         assert!(cmdline(&"x".repeat(2047)).is_ok());
-        assert_eq!(cmdline(&"x".repeat(2048)), Err(ConfigError::CmdlineTooLong(2048)));
+        assert_eq!(
+            cmdline(&"x".repeat(2048)),
+            Err(ConfigError::CmdlineTooLong(2048))
+        );
         assert_eq!(cmdline("a\0b"), Err(ConfigError::CmdlineNul(1)));
     }
 

@@ -8,6 +8,8 @@ use crate::boot::elf::ElfError;
 use crate::boot::pvh::PvhError;
 use crate::config::ConfigError;
 use crate::memory::MemoryError;
+use crate::profile::load::LoadError;
+use crate::profile::save::SaveError;
 use crate::status;
 
 /// An error of a whole command. Its message is one line: what, where, what to do.
@@ -54,14 +56,12 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// Output.
-    #[error("cannot write {path}: {source}", path = .path.display())]
-    Output {
-        /// Where to.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
+    /// A profile that cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Output that cannot be written.
+    #[error(transparent)]
+    Save(#[from] SaveError),
 }
 
 impl Error {
@@ -74,7 +74,8 @@ impl Error {
             Self::Pvh(PvhError::NoRoom { .. } | PvhError::Module { .. }) => status::INPUT,
             Self::Kvm { .. } | Self::Memory(_) | Self::Host { .. } => status::HOST,
             Self::Pvh(_) => status::INTERNAL,
-            Self::Output { .. } => status::OUTPUT,
+            Self::Load(error) => error.status(),
+            Self::Save(error) => error.status(),
         }
     }
 }
@@ -86,5 +87,8 @@ pub fn kvm(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
 
 /// For `map_err`: the host refused `operation`.
 pub fn host<E: Into<std::io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Error {
-    move |source| Error::Host { operation, source: source.into() }
+    move |source| Error::Host {
+        operation,
+        source: source.into(),
+    }
 }

@@ -31,7 +31,10 @@ fn paging_at(modules: &Path, kvm: KvmKind) -> &'static str {
         KvmKind::Software => return "shadow",
         KvmKind::Unknown => return "unknown",
     };
-    match fs::read_to_string(modules.join(parameter)).as_deref().map(str::trim) {
+    match fs::read_to_string(modules.join(parameter))
+        .as_deref()
+        .map(str::trim)
+    {
         Ok("Y" | "1") => "nested",
         Ok("N" | "0") => "shadow",
         _ => "unknown",
@@ -75,7 +78,10 @@ mod tests {
 
     #[test]
     fn cpu_models() {
-        assert_eq!(cpu_model("processor : 0\nmodel name\t: AMD EPYC\n"), Some("AMD EPYC"));
+        assert_eq!(
+            cpu_model("processor : 0\nmodel name\t: AMD EPYC\n"),
+            Some("AMD EPYC")
+        );
         assert_eq!(cpu_model(""), None);
     }
 }

@@ -6,6 +6,7 @@
 //! milestone → [`profile`] → [`report`].
 
 pub mod boot;
+pub mod cli;
 pub mod config;
 pub mod devices;
 pub mod error;

@@ -1,13 +1,152 @@
-//! The `exitvisor` command.
+//! The `exitvisor` command: parse → validated configuration → run → render.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
+
+use exitvisor::cli::{self, Command, CompareArgs, CompareFormat, Format, ReportArgs, Stop};
+use exitvisor::config::{Config, Console, TimeLimit};
+use exitvisor::error::Error;
+use exitvisor::profile::compare::Comparison;
+use exitvisor::profile::limit::Limits;
+use exitvisor::profile::{Profile, load, save};
+use exitvisor::{report, run, status};
+
+/// How long `profile` waits for a guest when nothing else is said.
+const PROFILE_TIMEOUT: TimeLimit = TimeLimit(Some(Duration::from_secs(30)));
+
 fn main() -> ExitCode {
-    let a: Vec<String> = std::env::args().collect();
-    let config = exitvisor::config::Config {
-        firmware: None, kernel: a[1].clone().into(), initrd: None, cmdline: a.get(2).cloned().unwrap_or_default(),
-        memory: "64M".parse().unwrap(), cpus: "1".parse().unwrap(), timeout: "5s".parse().unwrap(),
-        leaves: "classic".parse().unwrap(), edition: Default::default(), log_queries: false, console: exitvisor::config::Console::Stderr };
-    match exitvisor::run::run(&config) {
-        Ok(p) => { println!("{}", serde_json::to_string_pretty(&p).unwrap()); ExitCode::from(p.end.status) }
-        Err(e) => { eprintln!("exitvisor: {e}"); ExitCode::from(e.status()) }
+    let level = std::env::var("EXITVISOR_LOG")
+        .ok()
+        .and_then(|l| l.parse().ok());
+    tracing_subscriber::fmt()
+        .with_max_level(level.unwrap_or(tracing::Level::WARN))
+        .with_writer(io::stderr)
+        .init();
+    let status = match cli::parse() {
+        Ok(cli) => command(cli.command).unwrap_or_else(|error| {
+            say(&error.to_string());
+            error.status()
+        }),
+        Err(Stop::Print(text)) => {
+            // A reader that has gone has seen enough.
+            let _ = io::stdout().write_all(text.as_bytes());
+            0
+        }
+        Err(Stop::Error(error)) => {
+            say(&error.to_string());
+            error.status()
+        }
+    };
+    ExitCode::from(status)
+}
+
+/// One line on standard error.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "exitvisor: {line}");
+}
+
+fn command(command: Command) -> Result<u8, Error> {
+    match command {
+        Command::Run(args) => {
+            let wanted = args.format.is_some() || args.output.is_some();
+            let output = args.output.unwrap_or_else(|| "-".into());
+            let to_stdout = wanted && output.as_os_str() == "-";
+            let console = if to_stdout {
+                Console::Stderr
+            } else {
+                Console::Stdout
+            };
+            let config = args.vm.config(console, TimeLimit(None))?;
+            let format = args.format.unwrap_or(Format::Text);
+            run_guest(&config, wanted.then_some((format, output)), true)
+        }
+        Command::Profile(args) => {
+            let config = args.vm.config(Console::Stderr, PROFILE_TIMEOUT)?;
+            let output = args.output.unwrap_or_else(|| "-".into());
+            run_guest(&config, Some((args.format, output)), false)
+        }
+        Command::Report(args) => show(&args),
+        Command::Compare(args) => compare(args),
+    }
+}
+
+/// Boots the guest; writes the profile where it is wanted, and says how the run ended.
+fn run_guest(
+    config: &Config,
+    output: Option<(Format, PathBuf)>,
+    summary: bool,
+) -> Result<u8, Error> {
+    if let Some((_, path)) = &output {
+        save::check(path)?;
+    }
+    let profile = run::run(config)?;
+    if profile.end.cut_short {
+        say(&format!("cut short: {}", profile.end.detail));
+    }
+    match &output {
+        Some((format, path)) => save::save(path, &render(&profile, *format))?,
+        // What led to a run's untimely end is worth a whole report.
+        None if profile.end.cut_short => {
+            let _ = io::stderr().write_all(report::text::render(&profile).as_bytes());
+        }
+        None => {}
+    }
+    if summary && !profile.end.cut_short {
+        say(&report::summary::render(&profile));
+    }
+    Ok(profile.end.status)
+}
+
+fn render(profile: &Profile, format: Format) -> String {
+    match format {
+        Format::Text => report::text::render(profile),
+        Format::Json => report::json::render(profile),
+        Format::Csv => report::csv::render(profile),
+    }
+}
+
+fn show(args: &ReportArgs) -> Result<u8, Error> {
+    let profiles = args
+        .files
+        .iter()
+        .map(|f| load::load(f))
+        .collect::<Result<Vec<Profile>, _>>()?;
+    let text = match profiles.as_slice() {
+        [profile] => render(profile, args.format),
+        profiles if args.format == Format::Text => report::runs::render(profiles),
+        _ => {
+            let what = "several profiles are shown as text alone: leave out --format, or give one";
+            return Err(Error::Usage(what.into()));
+        }
+    };
+    write_out(args.output.as_deref(), &text)
+}
+
+fn compare(args: CompareArgs) -> Result<u8, Error> {
+    let (before, after) = (load::load(&args.before)?, load::load(&args.after)?);
+    let names = (
+        args.before.display().to_string(),
+        args.after.display().to_string(),
+    );
+    let comparison = Comparison::of((&names.0, &before), (&names.1, &after));
+    let mut limits = Limits::default();
+    args.max_growth.into_iter().for_each(|l| limits.extend(l));
+    let violations = (!limits.is_empty()).then(|| comparison.violations(&limits));
+    let text = match args.format {
+        CompareFormat::Text => report::compare::text(&comparison, violations.as_deref()),
+        CompareFormat::Json => report::compare::json(&comparison, violations.as_deref()),
+    };
+    write_out(args.output.as_deref(), &text)?;
+    let grown = violations.is_some_and(|v| !v.is_empty());
+    Ok(if grown { status::GROWTH } else { 0 })
+}
+
+/// Writes to a file or standard output; a reader that has gone is no error.
+fn write_out(path: Option<&Path>, text: &str) -> Result<u8, Error> {
+    match save::save(path.unwrap_or(Path::new("-")), text) {
+        Err(error) if error.is_broken_pipe() => Ok(0),
+        result => result.map(|()| 0).map_err(Error::from),
     }
 }

@@ -20,9 +20,7 @@ use crate::devices::control::{Cause, Control};
 use crate::error::{Error, host as host_error};
 use crate::exits::books::{Figures, Scratch};
 use crate::exits::milestone::Name;
-use crate::profile::{
-    End, EndKind, Image, Machine, Profile, ReasonInfo, SCHEMA, Tool, VERSION,
-};
+use crate::profile::{End, EndKind, Image, Machine, Profile, ReasonInfo, SCHEMA, Tool, VERSION};
 use crate::terminal::{ESCAPE_KEY, RawMode};
 use crate::vcpu::{Shared, Standing, catch_kicks};
 use crate::vm::{self, Loaded, Vm};
@@ -104,13 +102,19 @@ impl Watch {
         }
         let events = Events::with_data(&io::stdin(), STDIN, EventSet::IN);
         // epoll refuses regular files and /dev/null.
-        self.input = if ops.add(events).is_ok() { Input::Watched } else { Input::Offered };
+        self.input = if ops.add(events).is_ok() {
+            Input::Watched
+        } else {
+            Input::Offered
+        };
     }
 
     /// Moves input into the UART as far as it has room.
     fn feed(&mut self, ops: &mut EventOps) {
         // A vCPU that waits for a slow console holds the lock; the loop must not wait with it.
-        let Ok(mut com1) = self.shared.com1.try_lock() else { return };
+        let Ok(mut com1) = self.shared.com1.try_lock() else {
+            return;
+        };
         let mut bytes = [0; 64];
         let room = com1.room().min(bytes.len());
         let watched = Events::with_data(&io::stdin(), STDIN, EventSet::IN);
@@ -129,7 +133,9 @@ impl Watch {
                 self.input = Input::Ended;
             }
             Ok(n) => {
-                let escape = bytes[..n].iter().position(|&b| self.terminal && b == ESCAPE_KEY);
+                let escape = bytes[..n]
+                    .iter()
+                    .position(|&b| self.terminal && b == ESCAPE_KEY);
                 com1.input(&bytes[..escape.unwrap_or(n)]);
                 if escape.is_some() {
                     drop(com1);
@@ -168,8 +174,16 @@ impl MutEventSubscriber for Watch {
                 self.shared.control.finish(Cause::Internal(what));
             }
         };
-        watch(Events::with_data(self.shared.control.event(), CONTROL, EventSet::IN));
-        watch(Events::with_data(&self.signals.as_fd(), SIGNAL, EventSet::IN));
+        watch(Events::with_data(
+            self.shared.control.event(),
+            CONTROL,
+            EventSet::IN,
+        ));
+        watch(Events::with_data(
+            &self.signals.as_fd(),
+            SIGNAL,
+            EventSet::IN,
+        ));
         if let Some(timer) = &self.timer {
             watch(Events::with_data(timer, TIMER, EventSet::IN));
         }
@@ -201,13 +215,24 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         .map_err(host_error("watch for signals"))?;
     catch_kicks().map_err(host_error("install a signal handler"))?;
 
-    let Vm { shared, vcpus, kvm, tsc_khz, sources, images, listening, fd: _vm } = vm::build(config)?;
+    let Vm {
+        shared,
+        vcpus,
+        kvm,
+        tsc_khz,
+        sources,
+        images,
+        listening,
+        fd: _vm,
+    } = vm::build(config)?;
 
     let timer = match config.timeout.0 {
         None => None,
         Some(limit) => {
             let mut timer = TimerFd::new().map_err(host_error("make a timer"))?;
-            timer.reset(limit, None).map_err(host_error("start a timer"))?;
+            timer
+                .reset(limit, None)
+                .map_err(host_error("start a timer"))?;
             Some(timer)
         }
     };
@@ -239,7 +264,9 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         match vcpu.spawn() {
             Ok(thread) => threads.push(thread),
             Err(error) => {
-                shared.control.finish(Cause::Internal(format!("cannot start a thread: {error}")));
+                shared
+                    .control
+                    .finish(Cause::Internal(format!("cannot start a thread: {error}")));
                 break;
             }
         }
@@ -248,7 +275,9 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         if let Err(error) = manager.run_with_timeout(TICK_MS) {
             // A signal that is not ours to handle, such as SIGWINCH or SIGCONT.
             if error != event_manager::Error::Epoll(vmm_sys_util::errno::Error::new(libc::EINTR)) {
-                shared.control.finish(Cause::Internal(format!("the event loop failed: {error}")));
+                shared
+                    .control
+                    .finish(Cause::Internal(format!("the event loop failed: {error}")));
             }
         }
         let ops = manager.event_ops(id);
@@ -292,7 +321,10 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
     Ok(Profile {
         schema: SCHEMA.into(),
         version: VERSION,
-        tool: Tool { name: "exitvisor".into(), version: env!("CARGO_PKG_VERSION").into() },
+        tool: Tool {
+            name: "exitvisor".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        },
         created,
         host: host::describe(kvm, tsc_khz),
         machine: machine(config, images),
@@ -316,7 +348,10 @@ fn join(shared: &Shared, threads: Vec<JoinHandle<Option<Standing>>>) -> Vec<Opti
         thread::sleep(Duration::from_millis(1));
     }
     // A thread catches its own panics: there is nothing to learn from a failed join.
-    threads.into_iter().map(|t| t.join().ok().flatten()).collect()
+    threads
+        .into_iter()
+        .map(|t| t.join().ok().flatten())
+        .collect()
 }
 
 fn machine(config: &Config, images: Vec<Loaded>) -> Machine {
@@ -327,7 +362,12 @@ fn machine(config: &Config, images: Vec<Loaded>) -> Machine {
         layout: config.leaves.name.into(),
         leaves: config.leaves.layout.leaves(),
         sdm: edition_name(config.edition).into(),
-        boot: if config.firmware.is_some() { "PVH via firmware" } else { "PVH" }.into(),
+        boot: if config.firmware.is_some() {
+            "PVH via firmware"
+        } else {
+            "PVH"
+        }
+        .into(),
         images: images.into_iter().map(hash).collect(),
     }
 }
@@ -346,7 +386,11 @@ fn hash(mut loaded: Loaded) -> Image {
         }
     };
     let sha256 = match read() {
-        Ok(()) => hasher.finalize().iter().map(|b| format!("{b:02x}")).collect(),
+        Ok(()) => hasher
+            .finalize()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect(),
         Err(_) => String::new(),
     };
     Image {
@@ -380,9 +424,11 @@ fn describe(standings: &[Option<Standing>]) -> String {
 /// From the cause to the status and the words.
 fn end(cause: &Cause, config: &Config, standings: &[Option<Standing>]) -> End {
     let (status, kind, detail) = match cause {
-        Cause::Exit(exit_abi::status::CRASH) => {
-            (status::CRASH, EndKind::Crash, "the guest said that it crashed".to_owned())
-        }
+        Cause::Exit(exit_abi::status::CRASH) => (
+            status::CRASH,
+            EndKind::Crash,
+            "the guest said that it crashed".to_owned(),
+        ),
         Cause::Exit(n) => {
             let cut = (*n).min(exit_abi::status::GUEST_MAX) as u8;
             let detail = if u32::from(cut) == *n {
@@ -392,9 +438,11 @@ fn end(cause: &Cause, config: &Config, standings: &[Option<Standing>]) -> End {
             };
             (cut, EndKind::Exit, detail)
         }
-        Cause::TripleFault(vcpu) => {
-            (status::TRIPLE_FAULT, EndKind::TripleFault, format!("triple fault on vCPU {vcpu}"))
-        }
+        Cause::TripleFault(vcpu) => (
+            status::TRIPLE_FAULT,
+            EndKind::TripleFault,
+            format!("triple fault on vCPU {vcpu}"),
+        ),
         Cause::Timeout => {
             let limit = config.timeout.0.unwrap_or_default();
             let detail = format!("time limit of {limit:?} reached: {}", describe(standings));
@@ -406,16 +454,27 @@ fn end(cause: &Cause, config: &Config, standings: &[Option<Standing>]) -> End {
                 libc::SIGTERM => (status::TERMINATED, "SIGTERM"),
                 _ => (status::INTERRUPTED, "Ctrl-C"),
             };
-            (status, EndKind::Interrupted, format!("interrupted by {name}"))
+            (
+                status,
+                EndKind::Interrupted,
+                format!("interrupted by {name}"),
+            )
         }
-        Cause::EscapeKey => {
-            (status::INTERRUPTED, EndKind::Interrupted, "interrupted by Ctrl-]".to_owned())
-        }
+        Cause::EscapeKey => (
+            status::INTERRUPTED,
+            EndKind::Interrupted,
+            "interrupted by Ctrl-]".to_owned(),
+        ),
         Cause::Kvm(what) => (status::KVM_ERROR, EndKind::KvmError, what.clone()),
         Cause::Internal(what) => (status::INTERNAL, EndKind::Internal, what.clone()),
     };
     let cut_short = kind != EndKind::Exit;
-    End { status, kind, detail, cut_short }
+    End {
+        status,
+        kind,
+        detail,
+        cut_short,
+    }
 }
 
 #[cfg(test)]
@@ -442,7 +501,11 @@ mod tests {
 
     #[test]
     fn ends_have_their_statuses() {
-        let standing = Standing { halted: true, interruptible: false, rip: 0x10_0000 };
+        let standing = Standing {
+            halted: true,
+            interruptible: false,
+            rip: 0x10_0000,
+        };
         let end = |cause| end(&cause, &config(), &[Some(standing)]);
         let cases = [
             (Cause::Exit(0), 0, false),
@@ -459,7 +522,11 @@ mod tests {
         ];
         for (cause, status, cut_short) in cases {
             let end = end(cause.clone());
-            assert_eq!((end.status, end.cut_short), (status, cut_short), "{cause:?}");
+            assert_eq!(
+                (end.status, end.cut_short),
+                (status, cut_short),
+                "{cause:?}"
+            );
         }
         assert_eq!(
             end(Cause::Timeout).detail,

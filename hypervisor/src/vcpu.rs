@@ -14,9 +14,8 @@ use exit_abi::gate::{Command, Outcome};
 use exit_abi::port;
 use exit_abi::reason::{Edition, Reason};
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_SHUTDOWN,
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_DB, KVM_MP_STATE_HALTED, kvm_debug_exit_arch,
-    kvm_guest_debug, kvm_regs,
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_SHUTDOWN, KVM_GUESTDBG_ENABLE,
+    KVM_GUESTDBG_INJECT_DB, KVM_MP_STATE_HALTED, kvm_debug_exit_arch, kvm_guest_debug, kvm_regs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
@@ -149,7 +148,11 @@ struct Io {
 
 impl Io {
     fn owner(&self) -> Owner {
-        if Ports::is_own(self.port) { Owner::Own } else { Owner::Guest }
+        if Ports::is_own(self.port) {
+            Owner::Own
+        } else {
+            Owner::Guest
+        }
     }
 }
 
@@ -199,23 +202,30 @@ impl Vcpu {
 
     /// Runs it on a thread of its own until the run ends.
     pub fn spawn(mut self) -> std::io::Result<JoinHandle<Option<Standing>>> {
-        thread::Builder::new().name(format!("vcpu{}", self.index)).spawn(move || {
-            // SAFETY: pthread_self has no preconditions.
-            self.enlist(Some(unsafe { libc::pthread_self() }));
-            let result = catch_unwind(AssertUnwindSafe(|| self.run()));
-            self.enlist(None);
-            self.shared.gates.gone(self.index);
-            if result.is_err() {
-                let what = format!("vCPU {} panicked: this is a fault of Exitvisor", self.index);
-                self.shared.control.finish(Cause::Internal(what));
-            }
-            self.standing()
-        })
+        thread::Builder::new()
+            .name(format!("vcpu{}", self.index))
+            .spawn(move || {
+                // SAFETY: pthread_self has no preconditions.
+                self.enlist(Some(unsafe { libc::pthread_self() }));
+                let result = catch_unwind(AssertUnwindSafe(|| self.run()));
+                self.enlist(None);
+                self.shared.gates.gone(self.index);
+                if result.is_err() {
+                    let what =
+                        format!("vCPU {} panicked: this is a fault of Exitvisor", self.index);
+                    self.shared.control.finish(Cause::Internal(what));
+                }
+                self.standing()
+            })
     }
 
     /// Tells the others by which thread this vCPU can be kicked.
     fn enlist(&self, thread: Option<libc::pthread_t>) {
-        let mut threads = self.shared.threads.lock().unwrap_or_else(|e| e.into_inner());
+        let mut threads = self
+            .shared
+            .threads
+            .lock()
+            .unwrap_or_else(|e| e.into_inner());
         if let Some(slot) = threads.get_mut(self.index) {
             *slot = thread;
         }
@@ -267,14 +277,28 @@ impl Vcpu {
 
     /// Enters the guest until it exits.
     fn enter(&mut self) -> Verdict {
-        let done = |reason, owner, action| Verdict { entry: Entry::Reason(reason), owner, action };
+        let done = |reason, owner, action| Verdict {
+            entry: Entry::Reason(reason),
+            owner,
+            action,
+        };
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
-                let io = Io { port, data: data.as_ptr().cast_mut(), len: data.len(), out: true };
+                let io = Io {
+                    port,
+                    data: data.as_ptr().cast_mut(),
+                    len: data.len(),
+                    out: true,
+                };
                 done(Reason::IO, io.owner(), Action::Io(io))
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                let io = Io { port, data: data.as_mut_ptr(), len: data.len(), out: false };
+                let io = Io {
+                    port,
+                    data: data.as_mut_ptr(),
+                    len: data.len(),
+                    out: false,
+                };
                 done(Reason::IO, io.owner(), Action::Io(io))
             }
             Ok(VcpuExit::MmioRead(_, data)) => {
@@ -287,8 +311,11 @@ impl Vcpu {
             }
             Ok(VcpuExit::Debug(arch)) => {
                 let gated = gate::slot_hit(&self.slots, arch.dr6, arch.pc).is_some();
-                let owner =
-                    if gated || self.step.is_some() { Owner::Own } else { Owner::Guest };
+                let owner = if gated || self.step.is_some() {
+                    Owner::Own
+                } else {
+                    Owner::Guest
+                };
                 done(Reason::EXCEPTION, owner, Action::Debug(arch))
             }
             Ok(_) => {
@@ -301,7 +328,11 @@ impl Vcpu {
                     libc::EAGAIN => Action::Retry,
                     _ => Action::Finish(Cause::Kvm(format!("KVM_RUN failed: {error}"))),
                 };
-                Verdict { entry: Entry::NotAnExit, owner: Owner::Guest, action }
+                Verdict {
+                    entry: Entry::NotAnExit,
+                    owner: Owner::Guest,
+                    action,
+                }
             }
         }
     }
@@ -318,7 +349,11 @@ impl Vcpu {
             KVM_EXIT_FAIL_ENTRY => {
                 // SAFETY: the exit reason says that KVM filled in `fail_entry`.
                 let why = unsafe {
-                    self.fd.get_kvm_run().__bindgen_anon_1.fail_entry.hardware_entry_failure_reason
+                    self.fd
+                        .get_kvm_run()
+                        .__bindgen_anon_1
+                        .fail_entry
+                        .hardware_entry_failure_reason
                 };
                 let what = format!("KVM cannot enter the guest: hardware reason {why:#x}");
                 Action::Finish(Cause::Kvm(what))
@@ -330,7 +365,11 @@ impl Vcpu {
             }
             _ => Action::Continue,
         };
-        Verdict { entry, owner: Owner::Guest, action }
+        Verdict {
+            entry,
+            owner: Owner::Guest,
+            action,
+        }
     }
 
     /// Says what KVM could not do, and where.
@@ -345,11 +384,17 @@ impl Vcpu {
             4 => "met an exit reason that it does not know",
             _ => "gave up",
         };
-        let Ok(regs) = self.fd.get_regs() else { return format!("KVM {what}") };
+        let Ok(regs) = self.fd.get_regs() else {
+            return format!("KVM {what}");
+        };
         let mut bytes = [0; 8];
         let got = self.read_linear(regs.rip, &mut bytes);
         let shown: Vec<String> = bytes[..got].iter().map(|b| format!("{b:02x}")).collect();
-        format!("KVM {what}, at rip {:#x}: bytes {}", regs.rip, shown.join(" "))
+        format!(
+            "KVM {what}, at rip {:#x}: bytes {}",
+            regs.rip,
+            shown.join(" ")
+        )
     }
 
     /// Does what the verdict says.
@@ -420,7 +465,9 @@ impl Vcpu {
         let clocks = self.shared.clocks();
         self.shared.books.all(&mut self.scratch);
         let figures = &self.scratch.figures;
-        self.shared.milestones.record(number, name, self.index as u32, clocks, figures);
+        self.shared
+            .milestones
+            .record(number, name, self.index as u32, clocks, figures);
     }
 
     // Gates.
@@ -436,7 +483,8 @@ impl Vcpu {
     }
 
     fn set_debug(&self, slots: &Slots) -> Result<(), kvm_ioctls::Error> {
-        self.fd.set_guest_debug(&gate::debug_control(slots, self.step))
+        self.fd
+            .set_guest_debug(&gate::debug_control(slots, self.step))
     }
 
     /// Carries out a command of the guest's and leaves its outcome in the port.
@@ -460,7 +508,7 @@ impl Vcpu {
             return Err(Outcome::BadAddress);
         }
         let mut bytes = [0; 3];
-        let bytes = &mut bytes[..kind.len() as usize];
+        let bytes = &mut bytes[..kind.length() as usize];
         if self.read_linear(address, bytes) < bytes.len() {
             return Err(Outcome::BadAddress);
         }
@@ -529,14 +577,14 @@ impl Vcpu {
                         regs.rcx = answer.ecx.into();
                         regs.rdx = answer.edx.into();
                         self.shared.gates.count_query();
-                        return self.complete(regs, gate.kind.len());
+                        return self.complete(regs, gate.kind.length());
                     }
                 }
                 GateKind::Hypercall => {
                     let cpl = self.fd.get_sregs()?.ss.dpl;
                     regs.rax = gate::hypercall_answer(regs.rax, cpl);
                     self.shared.gates.count_hypercall();
-                    return self.complete(regs, gate.kind.len());
+                    return self.complete(regs, gate.kind.length());
                 }
             }
         }
@@ -548,7 +596,11 @@ impl Vcpu {
     fn ask(&mut self, question: exit_abi::leaf::Question, ecx: u32) -> exit_abi::leaf::Registers {
         let (books, layout, edition) =
             (&self.shared.books, self.shared.layout, self.shared.edition);
-        let oracle = Oracle { books, layout, edition };
+        let oracle = Oracle {
+            books,
+            layout,
+            edition,
+        };
         let answer = oracle.answer(question, ecx, &mut self.scratch);
         if self.shared.log_queries
             && let Some(line) = gate::log_line(question, ecx, answer)
@@ -565,7 +617,11 @@ impl Vcpu {
         regs.rip = regs.rip.wrapping_add(length);
         regs.rflags &= !RF;
         self.fd.set_regs(&regs)?;
-        if regs.rflags & TF != 0 { self.inject_debug(DR6_BS) } else { Ok(()) }
+        if regs.rflags & TF != 0 {
+            self.inject_debug(DR6_BS)
+        } else {
+            Ok(())
+        }
     }
 
     /// Lets the guest execute the instruction itself: with RF set, the breakpoint is passed once;
@@ -589,7 +645,11 @@ impl Vcpu {
             self.shared.ignores_rf.store(true, Ordering::Relaxed);
         }
         // A HLT with interrupts blocked would never wake.
-        let flags = if first == Some(HLT) { 0 } else { self.shared.step_flags };
+        let flags = if first == Some(HLT) {
+            0
+        } else {
+            self.shared.step_flags
+        };
         self.step = Some(Step { slot, flags });
         self.set_debug(&self.slots)
     }
@@ -634,7 +694,9 @@ impl Vcpu {
                     _ => return i,
                 },
             };
-            let Ok(value) = self.shared.memory.read_obj(GuestAddress(physical)) else { return i };
+            let Ok(value) = self.shared.memory.read_obj(GuestAddress(physical)) else {
+                return i;
+            };
             *byte = value;
         }
         into.len()

@@ -98,21 +98,32 @@ fn open_kvm() -> Result<Kvm, Error> {
         (Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG"),
         (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
     ];
-    if let Some((_, name)) = needed.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-        return Err(Error::NoKvm(format!("this KVM lacks {name}: use a newer kernel")));
+    if let Some((_, name)) = needed
+        .into_iter()
+        .find(|(cap, _)| !kvm.check_extension(*cap))
+    {
+        return Err(Error::NoKvm(format!(
+            "this KVM lacks {name}: use a newer kernel"
+        )));
     }
     Ok(kvm)
 }
 
 /// Tells KVM what it needs before there are vCPUs.
 fn prepare(vm: &VmFd, kvm_kind: KvmKind) -> Result<(), Error> {
-    vm.set_identity_map_address(layout::IDENTITY_MAP).map_err(kvm_error("an identity map"))?;
-    vm.set_tss_address(layout::TSS as usize).map_err(kvm_error("a TSS address"))?;
-    vm.create_irq_chip().map_err(kvm_error("an in-kernel irqchip"))?;
+    vm.set_identity_map_address(layout::IDENTITY_MAP)
+        .map_err(kvm_error("an identity map"))?;
+    vm.set_tss_address(layout::TSS as usize)
+        .map_err(kvm_error("a TSS address"))?;
+    vm.create_irq_chip()
+        .map_err(kvm_error("an in-kernel irqchip"))?;
     if kvm_kind == KvmKind::Software {
         // There a stray VMCALL would hang in KVM_RUN while KVM tries to patch it; without this
         // quirk it is #UD. Not every kernel has the capability: then the time limit must do.
-        let mut cap = kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS2, ..Default::default() };
+        let mut cap = kvm_enable_cap {
+            cap: KVM_CAP_DISABLE_QUIRKS2,
+            ..Default::default()
+        };
         cap.args[0] = KVM_X86_QUIRK_FIX_HYPERCALL_INSN.into();
         if let Err(error) = vm.enable_cap(&cap) {
             tracing::debug!(%error, "cannot disable KVM_X86_QUIRK_FIX_HYPERCALL_INSN");
@@ -131,18 +142,24 @@ fn create_vcpu(
 ) -> Result<VcpuFd, Error> {
     let fd = vm.create_vcpu(index.into()).map_err(kvm_error("a vCPU"))?;
     let apic_id = u8::try_from(index).unwrap_or(u8::MAX);
-    let table = crate::platform::cpuid::table(supported, apic_id, config.leaves.layout, deadline)
-        .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
-    fd.set_cpuid2(&table).map_err(kvm_error("the CPUID table"))?;
+    let table =
+        crate::platform::cpuid::table(supported, apic_id, config.leaves.layout, deadline)
+            .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
+    fd.set_cpuid2(&table)
+        .map_err(kvm_error("the CPUID table"))?;
     Ok(fd)
 }
 
 /// Sets the boot vCPU to the PVH entry; the others wait for their start-up IPI.
 fn set_entry(fd: &VcpuFd, entry: u32) -> Result<(), Error> {
-    let mut sregs = fd.get_sregs().map_err(kvm_error("reading segment registers"))?;
+    let mut sregs = fd
+        .get_sregs()
+        .map_err(kvm_error("reading segment registers"))?;
     pvh::set_system_registers(&mut sregs);
-    fd.set_sregs(&sregs).map_err(kvm_error("segment registers at entry"))?;
-    fd.set_regs(&pvh::registers(entry)).map_err(kvm_error("registers at entry"))
+    fd.set_sregs(&sregs)
+        .map_err(kvm_error("segment registers at entry"))?;
+    fd.set_regs(&pvh::registers(entry))
+        .map_err(kvm_error("registers at entry"))
 }
 
 /// Opens the sources for one vCPU and says how complete they are.
@@ -168,10 +185,23 @@ fn open_sources(fd: &VcpuFd, ledger: &Arc<Ledger>, kvm: KvmKind) -> (VcpuBook, V
             };
             (true, what.to_owned())
         }
-        Err(error) => (false, format!("{error}: exits handled in the kernel are not counted")),
+        Err(error) => (
+            false,
+            format!("{error}: exits handled in the kernel are not counted"),
+        ),
     };
-    infos.push(SourceInfo { name: "KVM stats".into(), available, completeness });
-    (VcpuBook { ledger: ledger.clone(), sources }, infos)
+    infos.push(SourceInfo {
+        name: "KVM stats".into(),
+        available,
+        completeness,
+    });
+    (
+        VcpuBook {
+            ledger: ledger.clone(),
+            sources,
+        },
+        infos,
+    )
 }
 
 /// What was loaded where.
@@ -183,32 +213,64 @@ struct Boot {
 }
 
 fn image_error(role: &'static str, path: &Path) -> impl FnOnce(elf::ElfError) -> Error {
-    move |source| Error::Image { role, path: path.to_owned(), source }
+    move |source| Error::Image {
+        role,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Loads what is booted (the kernel, or a firmware that gets the kernel as its first module), and
 /// writes the hand-over.
 fn load(config: &Config, memory: &Memory, mut image: Image) -> Result<Boot, Error> {
-    let role = if config.firmware.is_some() { "firmware" } else { "kernel" };
+    let role = if config.firmware.is_some() {
+        "firmware"
+    } else {
+        "kernel"
+    };
     let path = image.path.clone();
     image.load(memory, &[]).map_err(image_error(role, &path))?;
     let mut room = (image.end(), pvh::top_of_low_ram(memory));
     let mut modules: Vec<Module> = Vec::new();
     let mut images = Vec::new();
-    let kernel = config.firmware.is_some().then_some(("kernel", config.kernel.as_path()));
+    let kernel = config
+        .firmware
+        .is_some()
+        .then_some(("kernel", config.kernel.as_path()));
     let initrd = config.initrd.as_deref().map(|path| ("initrd", path));
     for (role, path) in kernel.into_iter().chain(initrd) {
         let (mut file, bytes) = elf::open(path).map_err(image_error(role, path))?;
         let module = pvh::load_module(memory, &mut file, bytes, role, room)?;
         room.1 = module.start;
         modules.push(module);
-        images.push(Loaded { role, path: path.to_owned(), bytes, file });
+        images.push(Loaded {
+            role,
+            path: path.to_owned(),
+            bytes,
+            file,
+        });
     }
     pvh::write(memory, &config.cmdline, &modules)?;
     let Image { entry, bytes, .. } = image;
-    let (gates, names) = (std::mem::take(&mut image.gates), std::mem::take(&mut image.names));
-    images.insert(0, Loaded { role, path, bytes, file: image.into_file() });
-    Ok(Boot { entry, gates, names, images })
+    let (gates, names) = (
+        std::mem::take(&mut image.gates),
+        std::mem::take(&mut image.names),
+    );
+    images.insert(
+        0,
+        Loaded {
+            role,
+            path,
+            bytes,
+            file: image.into_file(),
+        },
+    );
+    Ok(Boot {
+        entry,
+        gates,
+        names,
+        images,
+    })
 }
 
 /// A descriptor of our own on standard output or error.
@@ -248,7 +310,8 @@ pub fn build(config: &Config) -> Result<Vm, Error> {
 
     let control = Arc::new(Control::new().map_err(host_error("make an event descriptor"))?);
     let line = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event descriptor"))?;
-    fd.register_irqfd(&line, layout::COM1_GSI).map_err(kvm_error("an interrupt line for COM1"))?;
+    fd.register_irqfd(&line, layout::COM1_GSI)
+        .map_err(kvm_error("an interrupt line for COM1"))?;
     let out = console_file(config.console).map_err(host_error("duplicate the console"))?;
     let listening = Arc::new(AtomicBool::new(false));
     let com1 = Com1::new(line, Console::new(out, control.clone()), listening.clone());
@@ -305,5 +368,14 @@ pub fn build(config: &Config) -> Result<Vm, Error> {
         .enumerate()
         .map(|(index, (fd, ledger))| Vcpu::new(fd, index, shared.clone(), ledger))
         .collect();
-    Ok(Vm { shared, vcpus, kvm: kind, tsc_khz, sources, images: boot.images, listening, fd })
+    Ok(Vm {
+        shared,
+        vcpus,
+        kvm: kind,
+        tsc_khz,
+        sources,
+        images: boot.images,
+        listening,
+        fd,
+    })
 }

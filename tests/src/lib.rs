@@ -1,1 +1,213 @@
-//! To come.
+//! What black-box tests are made of: the built programs, a run of them, and a word on a skip.
+//!
+//! `cargo xtask test` builds the programs and tells where they are; started by `cargo test`
+//! alone, the first test of a file builds them.
+// A harness may stop a test by panicking: that is how tests fail.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use exitvisor::profile::{KvmKind, Profile};
+
+/// Longer than any run here takes: a test that waits so long has found a hang.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where the built programs are.
+struct Built {
+    exitvisor: PathBuf,
+    guests: PathBuf,
+}
+
+fn built() -> &'static Built {
+    static BUILT: OnceLock<Built> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let from = |name| std::env::var_os(name).map(PathBuf::from);
+        if let (Some(exitvisor), Some(guests)) = (from("EXITVISOR_BIN"), from("EXITVISOR_GUESTS")) {
+            return Built { exitvisor, guests };
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("the workspace");
+        let output = Command::new(env!("CARGO"))
+            .args(["xtask", "build"])
+            .current_dir(root)
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("cargo xtask build");
+        assert!(output.status.success(), "cargo xtask build failed");
+        let text = String::from_utf8(output.stdout).expect("paths in UTF-8");
+        let mut paths = text.lines().map(|line| root.join(line));
+        let exitvisor = paths.next().expect("the path of exitvisor");
+        let kernel = paths.next().expect("the path of the guest kernel");
+        Built {
+            exitvisor,
+            guests: kernel.parent().expect("a folder").to_owned(),
+        }
+    })
+}
+
+/// The built `exitvisor`.
+pub fn exitvisor() -> &'static Path {
+    &built().exitvisor
+}
+
+/// A built guest: `guest-kernel`, or one of `tests/guests/`.
+pub fn guest(name: &str) -> PathBuf {
+    let path = built().guests.join(name);
+    assert!(path.is_file(), "no such guest: {}", path.display());
+    path
+}
+
+/// A finished run of `exitvisor`.
+#[derive(Debug)]
+pub struct Run {
+    /// Exit status; -N if signal N ended it.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Run {
+    /// Checks the exit status, and shows everything if it is another.
+    #[track_caller]
+    pub fn expect_status(self, status: u8) -> Self {
+        assert_eq!(self.status, i32::from(status), "{self:#?}");
+        self
+    }
+
+    /// Checks that standard error is exactly one line of ours which contains all of `parts`.
+    #[track_caller]
+    pub fn expect_one_line(self, parts: &[&str]) -> Self {
+        assert_eq!(self.stderr.lines().count(), 1, "{self:#?}");
+        assert!(self.stderr.starts_with("exitvisor: "), "{self:#?}");
+        self.expect_stderr(parts)
+    }
+
+    /// Checks that standard error contains all of `parts`.
+    #[track_caller]
+    pub fn expect_stderr(self, parts: &[&str]) -> Self {
+        for part in parts {
+            assert!(
+                self.stderr.contains(part),
+                "stderr lacks {part:?}: {self:#?}"
+            );
+        }
+        self
+    }
+
+    /// The profile on standard output (of `profile --format json`).
+    #[track_caller]
+    pub fn profile(&self) -> Profile {
+        match exitvisor::profile::load::parse(self.stdout.as_bytes(), "standard output") {
+            Ok(profile) => profile,
+            Err(error) => panic!("no profile: {error}: {self:#?}"),
+        }
+    }
+}
+
+/// Starts `exitvisor` with these arguments; standard input is empty.
+pub fn start<S: AsRef<OsStr>>(args: &[S]) -> Child {
+    Command::new(exitvisor())
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("exitvisor starts")
+}
+
+/// Waits for it, at most [`PATIENCE`].
+#[track_caller]
+pub fn finish(mut child: Child) -> Run {
+    fn drain(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            if let Some(mut from) = from {
+                let _ = from.read_to_end(&mut bytes);
+            }
+            String::from_utf8_lossy(&bytes).into_owned()
+        })
+    }
+    let started = Instant::now();
+    let (out, err) = (drain(child.stdout.take()), drain(child.stderr.take()));
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child to wait for") {
+            break status;
+        }
+        if started.elapsed() > PATIENCE {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!(
+                "exitvisor hangs; stderr: {}",
+                err.join().unwrap_or_default()
+            );
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    Run {
+        status: status
+            .code()
+            .unwrap_or_else(|| -status.signal().unwrap_or(0)),
+        stdout: out.join().expect("a reader"),
+        stderr: err.join().expect("a reader"),
+        took: started.elapsed(),
+    }
+}
+
+/// Runs `exitvisor` with these arguments to its end.
+#[track_caller]
+pub fn run<S: AsRef<OsStr>>(args: &[S]) -> Run {
+    finish(start(args))
+}
+
+/// Profiles a guest: JSON on standard output, its console on standard error.
+#[track_caller]
+pub fn profile(guest_name: &str, args: &[&str]) -> Run {
+    let kernel = guest(guest_name);
+    let kernel = kernel.to_str().expect("a path in UTF-8");
+    run(&[&["profile", "--format", "json", "--kernel", kernel], args].concat())
+}
+
+/// Which KVM this host has; `None` if it has none that we may use.
+pub fn kvm() -> Option<KvmKind> {
+    let usable = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok();
+    usable.then(exitvisor::host::kvm_kind)
+}
+
+/// Says that a test cannot run here, in the words that `cargo xtask test` collects.
+pub fn skip(name: &str, why: &str) {
+    let line = format!("skipped: {name}: {why}\n");
+    eprint!("{line}");
+    if let Some(file) = std::env::var_os("EXITVISOR_SKIPPED") {
+        let _ = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(file)
+            .and_then(|mut f| f.write_all(line.as_bytes()));
+    }
+}
+
+/// Ends the test, as skipped, where there is no KVM.
+#[macro_export]
+macro_rules! needs_kvm {
+    ($name:literal) => {
+        if $crate::kvm().is_none() {
+            return $crate::skip($name, "no usable /dev/kvm");
+        }
+    };
+}

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 
 use anyhow::Context;
 use clap::Args;
@@ -32,7 +33,7 @@ pub(crate) struct Test {
 impl Test {
     /// Builds what the black-box tests start, then tests.
     pub(crate) fn run(self) -> anyhow::Result<u8> {
-        build::build()?;
+        let built = build::build()?;
         // Captured output of a passing test is not shown, so skipped tests report by a file.
         let list = workspace::output_folder()?.join("skipped.txt");
         fs::write(&list, "").with_context(|| format!("cannot write {}", list.display()))?;
@@ -44,7 +45,13 @@ impl Test {
         if !self.options.iter().any(package) {
             step = step.arg("--workspace");
         }
-        let status = step.args(self.options()).env(SKIPPED, &list).status()?;
+        let guests = built.guest_kernel.parent().unwrap_or(Path::new("."));
+        let status = step
+            .args(self.options())
+            .env(SKIPPED, &list)
+            .env("EXITVISOR_BIN", &built.exitvisor)
+            .env("EXITVISOR_GUESTS", guests)
+            .status()?;
         let skipped =
             fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
         print!("{}", summary(&skipped));

@@ -143,7 +143,9 @@ impl Published {
         let trimmed = owner.strip_suffix(b"\0").unwrap_or(owner);
         let is = |name: &[u8]| trimmed == name.strip_suffix(b"\0").unwrap_or(name);
         if is(note::XEN_OWNER) && n_type == u64::from(note::XEN_PHYS32_ENTRY) {
-            let entry = desc.first_chunk().ok_or_else(|| damaged("PVH note too short"))?;
+            let entry = desc
+                .first_chunk()
+                .ok_or_else(|| damaged("PVH note too short"))?;
             self.entry = Some(u32::from_le_bytes(*entry));
         } else if is(note::OWNER) {
             match u32::try_from(n_type) {
@@ -159,7 +161,9 @@ impl Published {
     fn add_gates(&mut self, kind: GateKind, desc: &[u8]) -> Result<(), ElfError> {
         let (addresses, rest) = desc.as_chunks();
         if !rest.is_empty() {
-            return Err(ElfError::Gates("the note's length is not a multiple of 8".into()));
+            return Err(ElfError::Gates(
+                "the note's length is not a multiple of 8".into(),
+            ));
         }
         for address in addresses.iter().map(|a| u64::from_le_bytes(*a)) {
             if !is_canonical(address) {
@@ -169,7 +173,10 @@ impl Published {
                 return Err(ElfError::Gates(format!("{address:#x} stands there twice")));
             }
             if self.gates.len() == gate::SLOTS {
-                return Err(ElfError::Gates(format!("there are only {} slots", gate::SLOTS)));
+                return Err(ElfError::Gates(format!(
+                    "there are only {} slots",
+                    gate::SLOTS
+                )));
             }
             self.gates.push(Gate { address, kind });
         }
@@ -177,8 +184,9 @@ impl Published {
     }
 
     fn add_name(&mut self, desc: &[u8]) -> Result<(), ElfError> {
-        let (number, name) =
-            desc.split_first_chunk().ok_or_else(|| damaged("milestone note too short"))?;
+        let (number, name) = desc
+            .split_first_chunk()
+            .ok_or_else(|| damaged("milestone note too short"))?;
         let name: String = String::from_utf8_lossy(name)
             .chars()
             .filter(|c| !c.is_control())
@@ -198,7 +206,10 @@ impl Image {
         let mut start = [0; 20];
         let got = read_up_to(&mut file, &mut start).map_err(ElfError::Read)?;
         let shown = || {
-            let shown: Vec<String> = start[..got.min(4)].iter().map(|b| format!("{b:02x}")).collect();
+            let shown: Vec<String> = start[..got.min(4)]
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect();
             ElfError::NotElf(shown.join(" "))
         };
         if !start.starts_with(b"\x7fELF") {
@@ -219,13 +230,18 @@ impl Image {
             return Err(damaged(format!("{} program headers", headers.len())));
         }
         let mut segments = Vec::new();
-        for header in headers.iter().filter(|h| h.p_type == PT_LOAD && h.p_memsz > 0) {
+        for header in headers
+            .iter()
+            .filter(|h| h.p_type == PT_LOAD && h.p_memsz > 0)
+        {
             let in_file = header.p_offset.checked_add(header.p_filesz);
             if in_file.is_none_or(|end| end > bytes) {
                 return Err(damaged("a segment reaches beyond the end of the file"));
             }
             if header.p_filesz > header.p_memsz {
-                return Err(damaged("a segment has more bytes in the file than in memory"));
+                return Err(damaged(
+                    "a segment has more bytes in the file than in memory",
+                ));
             }
             let end = header
                 .p_paddr
@@ -255,11 +271,22 @@ impl Image {
         }
         drop(stream);
         let entry = published.entry.ok_or(ElfError::NoPvh)?;
-        if !segments.iter().any(|&(s, e)| (s..e).contains(&entry.into())) {
+        if !segments
+            .iter()
+            .any(|&(s, e)| (s..e).contains(&entry.into()))
+        {
             return Err(ElfError::Entry(entry.into()));
         }
         let Published { gates, names, .. } = published;
-        Ok(Self { file, path: path.to_owned(), bytes, entry, segments, gates, names })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            bytes,
+            entry,
+            segments,
+            gates,
+            names,
+        })
     }
 
     /// Checks the segments against guest memory and what is loaded already, then loads them.
@@ -271,7 +298,11 @@ impl Image {
             }
             let length = usize::try_from(end - start).unwrap_or(usize::MAX);
             if !memory.check_range(GuestAddress(start), length) {
-                return Err(ElfError::Outside { start, end, memory: size >> 20 });
+                return Err(ElfError::Outside {
+                    start,
+                    end,
+                    memory: size >> 20,
+                });
             }
             if taken.iter().any(|&(s, e)| start < e && s < end) {
                 return Err(ElfError::OverOther(start));
@@ -372,7 +403,13 @@ mod tests {
         assert_eq!(image.entry, 0x10_0000);
         assert_eq!(image.segments, [(0x10_0000, 0x10_0020)]);
         assert_eq!(image.gates.len(), 2);
-        assert_eq!(image.gates[1], Gate { address: 0x10_0008, kind: GateKind::Hypercall });
+        assert_eq!(
+            image.gates[1],
+            Gate {
+                address: 0x10_0008,
+                kind: GateKind::Hypercall
+            }
+        );
         assert_eq!(image.names[&0x100], "my step");
     }
 
@@ -420,7 +457,10 @@ mod tests {
         };
         assert!(load(0x10_0000, &[]).is_ok());
         assert!(matches!(load(0x8_0000, &[]), Err(ElfError::TooLow(_))));
-        assert!(matches!(load((4 << 20) - 16, &[]), Err(ElfError::Outside { .. })));
+        assert!(matches!(
+            load((4 << 20) - 16, &[]),
+            Err(ElfError::Outside { .. })
+        ));
         let over = load(0x10_0000, &[(0x10_0010, 0x10_0011)]);
         assert!(matches!(over, Err(ElfError::OverOther(_))));
     }

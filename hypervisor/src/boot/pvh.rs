@@ -70,9 +70,12 @@ pub fn load_module(
         .filter(|&s| s >= floor)
         .ok_or(PvhError::NoRoom { role, bytes })?;
     let length = usize::try_from(bytes).map_err(|_| PvhError::NoRoom { role, bytes })?;
-    memory.read_exact_volatile_from(GuestAddress(start), file, length).map_err(|e| {
-        PvhError::Module { role, source: io::Error::other(e.to_string()) }
-    })?;
+    memory
+        .read_exact_volatile_from(GuestAddress(start), file, length)
+        .map_err(|e| PvhError::Module {
+            role,
+            source: io::Error::other(e.to_string()),
+        })?;
     Ok(Module { start, bytes })
 }
 
@@ -82,11 +85,20 @@ pub fn top_of_low_ram(memory: &Memory) -> u64 {
 }
 
 fn memory_map(memory: &Memory) -> Vec<hvm_memmap_table_entry> {
-    let entry = |addr, size, type_| hvm_memmap_table_entry { addr, size, type_, reserved: 0 };
+    let entry = |addr, size, type_| hvm_memmap_table_entry {
+        addr,
+        size,
+        type_,
+        reserved: 0,
+    };
     let top = top_of_low_ram(memory);
     let mut map = vec![
         entry(0, layout::LOW_END, MAP_RAM),
-        entry(layout::LOW_END, layout::HIGH_START - layout::LOW_END, MAP_RESERVED),
+        entry(
+            layout::LOW_END,
+            layout::HIGH_START - layout::LOW_END,
+            MAP_RESERVED,
+        ),
         entry(layout::HIGH_START, top - layout::HIGH_START, MAP_RAM),
     ];
     if let Some(high) = memory.iter().nth(1) {
@@ -106,13 +118,21 @@ pub fn write(memory: &Memory, cmdline: &str, modules: &[Module]) -> Result<(), P
     let map = memory_map(memory);
     let list: Vec<hvm_modlist_entry> = modules
         .iter()
-        .map(|m| hvm_modlist_entry { paddr: m.start, size: m.bytes, ..Default::default() })
+        .map(|m| hvm_modlist_entry {
+            paddr: m.start,
+            size: m.bytes,
+            ..Default::default()
+        })
         .collect();
     let info = hvm_start_info {
         magic: START_MAGIC,
         version: 1,
         nr_modules: list.len() as u32,
-        modlist_paddr: if list.is_empty() { 0 } else { layout::MODULE_LIST },
+        modlist_paddr: if list.is_empty() {
+            0
+        } else {
+            layout::MODULE_LIST
+        },
         cmdline_paddr: layout::CMDLINE,
         memmap_paddr: layout::MEMORY_MAP,
         memmap_entries: map.len() as u32,
@@ -180,18 +200,34 @@ mod tests {
     #[test]
     fn start_info_points_at_everything() {
         let memory = crate::memory::map(8 << 20).unwrap();
-        write(&memory, "queries=5", &[Module { start: 0x40_0000, bytes: 7 }]).unwrap();
+        write(
+            &memory,
+            "queries=5",
+            &[Module {
+                start: 0x40_0000,
+                bytes: 7,
+            }],
+        )
+        .unwrap();
         let info: hvm_start_info = memory.read_obj(GuestAddress(layout::START_INFO)).unwrap();
-        assert_eq!((info.magic, info.version, info.nr_modules), (START_MAGIC, 1, 1));
+        assert_eq!(
+            (info.magic, info.version, info.nr_modules),
+            (START_MAGIC, 1, 1)
+        );
         let mut cmdline = [0; 10];
-        memory.read_slice(&mut cmdline, GuestAddress(info.cmdline_paddr)).unwrap();
+        memory
+            .read_slice(&mut cmdline, GuestAddress(info.cmdline_paddr))
+            .unwrap();
         assert_eq!(&cmdline, b"queries=5\0");
         let module: hvm_modlist_entry = memory.read_obj(GuestAddress(info.modlist_paddr)).unwrap();
         assert_eq!((module.paddr, module.size), (0x40_0000, 7));
         let last: hvm_memmap_table_entry = memory
             .read_obj(GuestAddress(info.memmap_paddr + 2 * 24))
             .unwrap();
-        assert_eq!((last.addr, last.size, last.type_), (0x10_0000, 7 << 20, MAP_RAM));
+        assert_eq!(
+            (last.addr, last.size, last.type_),
+            (0x10_0000, 7 << 20, MAP_RAM)
+        );
     }
 
     #[test]
@@ -201,8 +237,19 @@ mod tests {
         file.write_all(&[7; 5000]).unwrap();
         file.rewind().unwrap();
         let module = load_module(&memory, &mut file, 5000, "initrd", (0x10_0000, 4 << 20)).unwrap();
-        assert_eq!(module, Module { start: (4 << 20) - 8192, bytes: 5000 });
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(module.start + 4999)).unwrap(), 7);
+        assert_eq!(
+            module,
+            Module {
+                start: (4 << 20) - 8192,
+                bytes: 5000
+            }
+        );
+        assert_eq!(
+            memory
+                .read_obj::<u8>(GuestAddress(module.start + 4999))
+                .unwrap(),
+            7
+        );
         file.rewind().unwrap();
         let none = load_module(&memory, &mut file, 5000, "initrd", (0x3F_F000, 4 << 20));
         assert!(matches!(none, Err(PvhError::NoRoom { .. })));

@@ -29,7 +29,12 @@ pub struct Console {
 impl Console {
     /// A console on `out`.
     pub fn new(out: File, control: Arc<Control>) -> Self {
-        Self { out, buffer: Vec::with_capacity(BUFFER), control, closed: false }
+        Self {
+            out,
+            buffer: Vec::with_capacity(BUFFER),
+            control,
+            closed: false,
+        }
     }
 
     /// Writes what is held back. A reader that is slow holds up the guest, not our end: the kick

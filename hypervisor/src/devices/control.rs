@@ -45,7 +45,10 @@ impl Control {
 
     /// Ends the run, unless it has been ended before.
     pub fn finish(&self, cause: Cause) {
-        self.cause.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(cause);
+        self.cause
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .get_or_insert(cause);
         self.stopping.store(true, Ordering::Release);
         // A full counter (EAGAIN) has woken the reader already.
         let _ = self.event.write(1);

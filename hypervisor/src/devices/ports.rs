@@ -44,26 +44,41 @@ pub struct Ports {
 
 impl Default for Ports {
     fn default() -> Self {
-        Self { name: Name::default(), low: 0, high: 0, outcome: Outcome::None, own_section: false }
+        Self {
+            name: Name::default(),
+            low: 0,
+            high: 0,
+            outcome: Outcome::None,
+            own_section: false,
+        }
     }
 }
 
 /// The little-endian number in up to four bytes.
 fn number(data: &[u8]) -> u32 {
-    data.iter().take(4).rev().fold(0, |n, &b| n << 8 | u32::from(b))
+    data.iter()
+        .take(4)
+        .rev()
+        .fold(0, |n, &b| n << 8 | u32::from(b))
 }
 
 impl Ports {
     /// Whether accesses to this port are the profiler's own business.
     pub fn is_own(port: u16) -> bool {
-        (port::BASE..port::EXIT).contains(&port) || (port::OWN_SECTION..port::SCRATCH).contains(&port)
+        (port::BASE..port::EXIT).contains(&port)
+            || (port::OWN_SECTION..port::SCRATCH).contains(&port)
     }
 
     /// One access of one width. An access that starts inside a port's four bytes is not its own.
     pub fn write(&mut self, port: u16, data: &[u8]) -> Request {
         let value = number(data);
         match port {
-            port::MILESTONE => return Request::Milestone { number: value, name: self.name.take() },
+            port::MILESTONE => {
+                return Request::Milestone {
+                    number: value,
+                    name: self.name.take(),
+                };
+            }
             port::MILESTONE_NAME => data.iter().for_each(|&b| self.name.push(b)),
             port::EXIT => return Request::Exit(value),
             port::OWN_SECTION => self.own_section = value & 1 != 0,
@@ -71,7 +86,10 @@ impl Ports {
             port::GATE_HIGH => self.high = value,
             port::GATE_COMMAND => {
                 let address = u64::from(self.high) << 32 | u64::from(self.low);
-                return Request::Gate { number: value, address };
+                return Request::Gate {
+                    number: value,
+                    address,
+                };
             }
             _ => {}
         }
@@ -80,9 +98,16 @@ impl Ports {
 
     /// One read of one width: the last gate command's outcome, or zeros.
     pub fn read(&self, port: u16, data: &mut [u8]) {
-        let value = if port == port::GATE_COMMAND { self.outcome as u32 } else { 0 };
+        let value = if port == port::GATE_COMMAND {
+            self.outcome as u32
+        } else {
+            0
+        };
         let bytes = value.to_le_bytes();
-        for (to, from) in data.iter_mut().zip(bytes.iter().chain(std::iter::repeat(&0))) {
+        for (to, from) in data
+            .iter_mut()
+            .zip(bytes.iter().chain(std::iter::repeat(&0)))
+        {
             *to = *from;
         }
     }
@@ -96,7 +121,8 @@ mod tests {
     fn milestones_take_the_name_spelled_before() {
         let mut ports = Ports::default();
         assert_eq!(ports.write(port::MILESTONE_NAME, b"init"), Request::None);
-        let Request::Milestone { number, name } = ports.write(port::MILESTONE, &[0, 1, 0, 0]) else {
+        let Request::Milestone { number, name } = ports.write(port::MILESTONE, &[0, 1, 0, 0])
+        else {
             panic!("no milestone");
         };
         assert_eq!((number, name.as_str()), (0x100, Some("init")));
@@ -112,7 +138,13 @@ mod tests {
         ports.write(port::GATE_LOW, &0x8000_0010_u32.to_le_bytes());
         ports.write(port::GATE_HIGH, &0xFFFF_FFFF_u32.to_le_bytes());
         let request = ports.write(port::GATE_COMMAND, &[1, 0, 0, 0]);
-        assert_eq!(request, Request::Gate { number: 1, address: 0xFFFF_FFFF_8000_0010 });
+        assert_eq!(
+            request,
+            Request::Gate {
+                number: 1,
+                address: 0xFFFF_FFFF_8000_0010
+            }
+        );
         let mut answer = [0xAA; 4];
         ports.read(port::GATE_COMMAND, &mut answer);
         assert_eq!(answer, [Outcome::None as u8, 0, 0, 0]);

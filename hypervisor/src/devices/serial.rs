@@ -35,7 +35,10 @@ pub struct Com1 {
 impl Com1 {
     /// A UART with this interrupt line and console; `listening` tells when the guest wants input.
     pub fn new(line: EventFd, console: Console, listening: Arc<AtomicBool>) -> Self {
-        Self { uart: Serial::new(Line(line), console), listening }
+        Self {
+            uart: Serial::new(Line(line), console),
+            listening,
+        }
     }
 
     /// A byte to the register at `offset`.
@@ -77,7 +80,10 @@ mod tests {
         let control = Arc::new(Control::new().unwrap());
         let console = Console::new(tempfile::tempfile().unwrap(), control);
         let listening = Arc::new(AtomicBool::new(false));
-        (Com1::new(EventFd::new(0).unwrap(), console, listening.clone()), listening)
+        (
+            Com1::new(EventFd::new(0).unwrap(), console, listening.clone()),
+            listening,
+        )
     }
 
     #[test]

@@ -31,7 +31,10 @@ pub struct Line {
 
 impl Default for Line {
     fn default() -> Self {
-        Self { row: RowCopy::default(), source: SourceKind::Run }
+        Self {
+            row: RowCopy::default(),
+            source: SourceKind::Run,
+        }
     }
 }
 
@@ -48,14 +51,21 @@ pub struct Figures {
 
 impl Default for Figures {
     fn default() -> Self {
-        Self { lines: [Line::default(); COUNT], total: 0, other: 0 }
+        Self {
+            lines: [Line::default(); COUNT],
+            total: 0,
+            other: 0,
+        }
     }
 }
 
 impl Figures {
     /// Attributed exits.
     pub fn attributed(&self) -> u64 {
-        self.lines.iter().map(|l| l.row.exits).fold(self.other, u64::saturating_add)
+        self.lines
+            .iter()
+            .map(|l| l.row.exits)
+            .fold(self.other, u64::saturating_add)
     }
 
     /// What a guest is told as the total: never less than its parts.
@@ -65,7 +75,10 @@ impl Figures {
 
     /// All cycles.
     pub fn cycles(&self) -> u64 {
-        self.lines.iter().map(|l| l.row.cycles).fold(0, u64::saturating_add)
+        self.lines
+            .iter()
+            .map(|l| l.row.cycles)
+            .fold(0, u64::saturating_add)
     }
 
     /// The reasons seen, as [`exit_abi::leaf::MAP`] tells them.
@@ -163,7 +176,11 @@ impl Books {
                 if row.exits > line.row.exits {
                     // A source that only counts must not wipe out what another has timed.
                     let timed = if row.timed > 0 { *row } else { line.row };
-                    line.row = RowCopy { exits: row.exits, own: row.own.max(line.row.own), ..timed };
+                    line.row = RowCopy {
+                        exits: row.exits,
+                        own: row.own.max(line.row.own),
+                        ..timed
+                    };
                     line.source = source.kind();
                 }
             }
@@ -173,7 +190,11 @@ impl Books {
 
     /// Figures of one vCPU.
     pub fn vcpu(&self, index: usize, scratch: &mut Scratch) {
-        Self::read_vcpu(&self.vcpus[index], &mut scratch.sample, &mut scratch.figures);
+        Self::read_vcpu(
+            &self.vcpus[index],
+            &mut scratch.sample,
+            &mut scratch.figures,
+        );
     }
 
     /// Figures of all vCPUs together.
@@ -190,7 +211,9 @@ impl Books {
 
     /// Whether every exit of this reason is counted, on every vCPU.
     pub fn is_exact(&self, reason: Reason) -> bool {
-        self.vcpus.iter().all(|v| v.sources.iter().any(|s| s.is_exact(reason)))
+        self.vcpus
+            .iter()
+            .all(|v| v.sources.iter().any(|s| s.is_exact(reason)))
     }
 
     /// What [`exit_abi::leaf::FLAGS`] answers.
@@ -221,11 +244,19 @@ mod tests {
     use crate::exits::source::scripted::Scripted;
 
     fn row(exits: u64, timed: u64) -> RowCopy {
-        RowCopy { exits, timed, cycles: timed * 10, ..RowCopy::default() }
+        RowCopy {
+            exits,
+            timed,
+            cycles: timed * 10,
+            ..RowCopy::default()
+        }
     }
 
     fn sample(total: Option<u64>, rows: &[(Reason, RowCopy)]) -> Sample {
-        let mut sample = Sample { total, ..Sample::default() };
+        let mut sample = Sample {
+            total,
+            ..Sample::default()
+        };
         for (reason, row) in rows {
             sample.rows[reason.index()] = *row;
         }
@@ -236,26 +267,45 @@ mod tests {
         let sources = samples
             .into_iter()
             .map(|(kind, sample)| {
-                Box::new(Scripted { kind, sample, exact: vec![Reason::HLT] }) as Box<dyn Source>
+                Box::new(Scripted {
+                    kind,
+                    sample,
+                    exact: vec![Reason::HLT],
+                }) as Box<dyn Source>
             })
             .collect();
-        let book = VcpuBook { ledger: Arc::default(), sources };
+        let book = VcpuBook {
+            ledger: Arc::default(),
+            sources,
+        };
         Books::new(vec![book], KvmKind::Amd)
     }
 
     #[test]
     fn what_no_source_attributes_is_the_residual() {
         let run = sample(None, &[(Reason::IO, row(5, 5))]);
-        let stats = sample(Some(12), &[(Reason::HLT, row(3, 0)), (Reason::IO, row(2, 0))]);
+        let stats = sample(
+            Some(12),
+            &[(Reason::HLT, row(3, 0)), (Reason::IO, row(2, 0))],
+        );
         let books = books(vec![(SourceKind::Run, run), (SourceKind::Stats, stats)]);
         let mut scratch = Scratch::default();
         books.all(&mut scratch);
         let accounts = scratch.figures.accounts();
-        assert_eq!((accounts.total, accounts.residual, accounts.excess), (12, 4, 0));
+        assert_eq!(
+            (accounts.total, accounts.residual, accounts.excess),
+            (12, 4, 0)
+        );
         let io = &accounts.reasons[1];
-        assert_eq!((io.exits, io.cycles, io.source.as_str()), (5, 50, "KVM_RUN"));
+        assert_eq!(
+            (io.exits, io.cycles, io.source.as_str()),
+            (5, 50, "KVM_RUN")
+        );
         let hlt = &accounts.reasons[0];
-        assert_eq!((hlt.exits, hlt.cycles, hlt.source.as_str()), (3, 0, "KVM stats"));
+        assert_eq!(
+            (hlt.exits, hlt.cycles, hlt.source.as_str()),
+            (3, 0, "KVM stats")
+        );
         assert_eq!(scratch.figures.map(), 1 << 12 | 1 << 30);
     }
 
@@ -279,23 +329,44 @@ mod tests {
         let mut scratch = Scratch::default();
         books.all(&mut scratch);
         let accounts = scratch.figures.accounts();
-        assert_eq!((accounts.total, accounts.residual, accounts.excess), (3, 0, 2));
+        assert_eq!(
+            (accounts.total, accounts.residual, accounts.excess),
+            (3, 0, 2)
+        );
         assert_eq!(scratch.figures.known(), 5);
     }
 
     #[test]
     fn vcpus_add_up() {
-        let mut a = Figures { total: 4, ..Figures::default() };
-        let mut b = Figures { total: 6, other: 1, ..Figures::default() };
+        let mut a = Figures {
+            total: 4,
+            ..Figures::default()
+        };
+        let mut b = Figures {
+            total: 6,
+            other: 1,
+            ..Figures::default()
+        };
         let io = |exits, own, min, max| Line {
-            row: RowCopy { exits, own, timed: exits, cycles: 9, own_cycles: 0, min, max },
+            row: RowCopy {
+                exits,
+                own,
+                timed: exits,
+                cycles: 9,
+                own_cycles: 0,
+                min,
+                max,
+            },
             source: SourceKind::Run,
         };
         a.lines[30] = io(2, 2, 0, 0);
         b.lines[30] = io(3, 0, 7, 9);
         a.add(&b);
         let row = a.lines[30].row;
-        assert_eq!((row.exits, row.own, row.min, row.max, row.cycles), (5, 2, 7, 9, 18));
+        assert_eq!(
+            (row.exits, row.own, row.min, row.max, row.cycles),
+            (5, 2, 7, 9, 18)
+        );
         assert_eq!((a.total, a.other), (10, 1));
     }
 
@@ -303,7 +374,10 @@ mod tests {
     fn flags_tell_zero_from_never() {
         let books = books(vec![(SourceKind::Stats, Sample::default())]);
         let flags_of = |n| Reason::new(n).map(|r| books.flags(r, Edition::Current));
-        assert_eq!(flags_of(12), Some(flags::DEFINED | flags::CAN_OCCUR | flags::EXACT));
+        assert_eq!(
+            flags_of(12),
+            Some(flags::DEFINED | flags::CAN_OCCUR | flags::EXACT)
+        );
         assert_eq!(flags_of(35), Some(0));
         assert_eq!(flags_of(11), Some(flags::DEFINED), "GETSEC: AMD has none");
     }

@@ -30,7 +30,7 @@ pub enum GateKind {
 
 impl GateKind {
     /// Length of the instruction.
-    pub fn len(self) -> u64 {
+    pub fn length(self) -> u64 {
         match self {
             Self::Cpuid => 2,
             Self::Hypercall => 3,
@@ -109,7 +109,10 @@ impl Gates {
         if slots.iter().flatten().any(|g| g.address == gate.address) {
             return Err(Outcome::Duplicate);
         }
-        let free = slots.iter_mut().find(|s| s.is_none()).ok_or(Outcome::Full)?;
+        let free = slots
+            .iter_mut()
+            .find(|s| s.is_none())
+            .ok_or(Outcome::Full)?;
         *free = Some(gate);
         Ok(self.generation.fetch_add(1, Ordering::AcqRel) + 1)
     }
@@ -240,14 +243,29 @@ pub struct Oracle<'a> {
 /// EBX, ECX, EDX of the discovery leaf and EAX: static.
 pub fn discovery() -> Registers {
     let word = |i: usize| {
-        u32::from_le_bytes([SIGNATURE[i], SIGNATURE[i + 1], SIGNATURE[i + 2], SIGNATURE[i + 3]])
+        u32::from_le_bytes([
+            SIGNATURE[i],
+            SIGNATURE[i + 1],
+            SIGNATURE[i + 2],
+            SIGNATURE[i + 3],
+        ])
     };
-    Registers { eax: leaf::HIGHEST, ebx: word(0), ecx: word(4), edx: word(8) }
+    Registers {
+        eax: leaf::HIGHEST,
+        ebx: word(0),
+        ecx: word(4),
+        edx: word(8),
+    }
 }
 
 /// The answer of the information leaf: static. There is no exit page yet.
 pub fn info(layout: Layout) -> Registers {
-    Registers { eax: exit_abi::VERSION, ebx: 0, ecx: 0, edx: layout.pack() }
+    Registers {
+        eax: exit_abi::VERSION,
+        ebx: 0,
+        ecx: 0,
+        edx: layout.pack(),
+    }
 }
 
 impl Oracle<'_> {
@@ -259,7 +277,10 @@ impl Oracle<'_> {
             Question::Info => info(self.layout),
             Question::Flags => {
                 let flags = Reason::new(ecx).map_or(0, |r| self.books.flags(r, self.edition));
-                Registers { eax: flags, ..Registers::default() }
+                Registers {
+                    eax: flags,
+                    ..Registers::default()
+                }
             }
             Question::Map => {
                 self.books.all(scratch);
@@ -295,7 +316,9 @@ impl Oracle<'_> {
 pub fn log_line(question: Question, ecx: u32, answer: Registers) -> Option<String> {
     Some(match question {
         Question::TotalExits => format!("sd> Exit_Reason : ALL , ExitCount : {}", answer.exits()),
-        Question::TotalCycles => format!("sd> Exit_Reason : ALL , Time_Taken : {}", answer.cycles()),
+        Question::TotalCycles => {
+            format!("sd> Exit_Reason : ALL , Time_Taken : {}", answer.cycles())
+        }
         Question::ExitsOf => format!("sd> Exit_Reason : {ecx} , ExitCount : {}", answer.exits()),
         Question::CyclesOf => format!("sd> Exit_Reason : {ecx} , Time_Taken : {}", answer.cycles()),
         _ => return None,
@@ -322,7 +345,10 @@ mod tests {
     use std::sync::Arc;
 
     fn gate(address: u64) -> Gate {
-        Gate { address, kind: GateKind::Cpuid }
+        Gate {
+            address,
+            kind: GateKind::Cpuid,
+        }
     }
 
     #[test]
@@ -384,33 +410,69 @@ mod tests {
     }
 
     fn ask(books: &Books, edition: Edition, question: Question, ecx: u32) -> Registers {
-        Oracle { books, layout: Layout::CLASSIC, edition }.answer(question, ecx, &mut Scratch::default())
+        Oracle {
+            books,
+            layout: Layout::CLASSIC,
+            edition,
+        }
+        .answer(question, ecx, &mut Scratch::default())
     }
 
     #[test]
     fn answers() {
         let books = books();
         let ask = |q, ecx| ask(&books, Edition::Current, q, ecx);
-        assert_eq!(ask(Question::TotalExits, 0), Registers { eax: 402, ..Registers::default() });
+        assert_eq!(
+            ask(Question::TotalExits, 0),
+            Registers {
+                eax: 402,
+                ..Registers::default()
+            }
+        );
         let cycles = 402_u64 << 24;
-        let split = Registers { ebx: (cycles >> 32) as u32, ecx: cycles as u32, ..Registers::default() };
+        let split = Registers {
+            ebx: (cycles >> 32) as u32,
+            ecx: cycles as u32,
+            ..Registers::default()
+        };
         assert_eq!(ask(Question::TotalCycles, 0), split);
         assert_eq!(ask(Question::ExitsOf, 30).exits(), 402);
         assert_eq!(ask(Question::CyclesOf, 30), split);
-        assert_eq!(ask(Question::ExitsOf, 11), Registers::default(), "defined, not enabled");
+        assert_eq!(
+            ask(Question::ExitsOf, 11),
+            Registers::default(),
+            "defined, not enabled"
+        );
         assert_eq!(ask(Question::Map, 0).map(), 1 << 30);
         let line = log_line(Question::ExitsOf, 30, ask(Question::ExitsOf, 30));
-        assert_eq!(line.as_deref(), Some("sd> Exit_Reason : 30 , ExitCount : 402"));
+        assert_eq!(
+            line.as_deref(),
+            Some("sd> Exit_Reason : 30 , ExitCount : 402")
+        );
     }
 
     #[test]
     fn undefined_reasons_by_edition() {
         let books = books();
-        for (edition, ecx) in [(Edition::Current, 35), (Edition::Current, 71), (Edition::Sdm2020, 65), (Edition::Sdm2020, 69)] {
-            assert_eq!(ask(&books, edition, Question::ExitsOf, ecx), Registers::undefined());
-            assert_eq!(ask(&books, edition, Question::CyclesOf, ecx), Registers::undefined());
+        for (edition, ecx) in [
+            (Edition::Current, 35),
+            (Edition::Current, 71),
+            (Edition::Sdm2020, 65),
+            (Edition::Sdm2020, 69),
+        ] {
+            assert_eq!(
+                ask(&books, edition, Question::ExitsOf, ecx),
+                Registers::undefined()
+            );
+            assert_eq!(
+                ask(&books, edition, Question::CyclesOf, ecx),
+                Registers::undefined()
+            );
         }
-        assert_eq!(ask(&books, Edition::Current, Question::ExitsOf, 65), Registers::default());
+        assert_eq!(
+            ask(&books, Edition::Current, Question::ExitsOf, 65),
+            Registers::default()
+        );
     }
 
     proptest! {

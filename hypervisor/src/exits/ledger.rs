@@ -68,7 +68,11 @@ pub struct Ledger {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { rows: std::array::from_fn(|_| Row::default()), other: Cell::default(), signals: Cell::default() }
+        Self {
+            rows: std::array::from_fn(|_| Row::default()),
+            other: Cell::default(),
+            signals: Cell::default(),
+        }
     }
 }
 
@@ -164,8 +168,15 @@ mod tests {
             ledger.count(io, owner);
             ledger.time(io, owner, cycles);
         }
-        let expected =
-            RowCopy { exits: 3, own: 1, timed: 3, cycles: 45, own_cycles: 5, min: 10, max: 30 };
+        let expected = RowCopy {
+            exits: 3,
+            own: 1,
+            timed: 3,
+            cycles: 45,
+            own_cycles: 5,
+            min: 10,
+            max: 30,
+        };
         assert_eq!(ledger.row(Reason::IO), expected);
         assert_eq!(ledger.row(Reason::HLT), RowCopy::default());
     }

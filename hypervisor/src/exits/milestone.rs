@@ -25,7 +25,11 @@ impl Name {
             return;
         }
         if let Some(slot) = self.bytes.get_mut(self.len) {
-            *slot = if byte == b' ' || byte.is_ascii_graphic() { byte } else { b'?' };
+            *slot = if byte == b' ' || byte.is_ascii_graphic() {
+                byte
+            } else {
+                b'?'
+            };
             self.len += 1;
         }
     }
@@ -37,7 +41,9 @@ impl Name {
 
     /// As text; `None` if nothing was spelled.
     pub fn as_str(&self) -> Option<&str> {
-        std::str::from_utf8(&self.bytes[..self.len]).ok().filter(|s| !s.trim().is_empty())
+        std::str::from_utf8(&self.bytes[..self.len])
+            .ok()
+            .filter(|s| !s.trim().is_empty())
     }
 }
 
@@ -75,8 +81,14 @@ pub struct Milestones {
 impl Milestones {
     /// None yet. The room is reserved here, so that taking one allocates nothing.
     pub fn new(noted: BTreeMap<u32, String>) -> Self {
-        let inner = Inner { snapshots: Vec::with_capacity(ROOM), dropped: 0 };
-        Self { inner: Mutex::new(inner), noted }
+        let inner = Inner {
+            snapshots: Vec::with_capacity(ROOM),
+            dropped: 0,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            noted,
+        }
     }
 
     /// Takes a snapshot, or counts that there was no room for it.
@@ -84,7 +96,13 @@ impl Milestones {
         let mut inner = self.inner.lock().unwrap_or_else(|e| e.into_inner());
         if inner.snapshots.len() < ROOM {
             let figures = figures.clone();
-            inner.snapshots.push(Snapshot { number, name, vcpu, clocks, figures });
+            inner.snapshots.push(Snapshot {
+                number,
+                name,
+                vcpu,
+                clocks,
+                figures,
+            });
         } else {
             inner.dropped += 1;
         }
@@ -150,20 +168,33 @@ mod tests {
         let noted = BTreeMap::from([(0x100, "noted".to_owned())]);
         let milestones = Milestones::new(noted);
         let figures = Figures::default();
-        for (number, name) in
-            [(13, Name::default()), (0x100, Name::default()), (0x100, spelled(b"mine")), (0x101, Name::default()), (77, Name::default())]
-        {
+        for (number, name) in [
+            (13, Name::default()),
+            (0x100, Name::default()),
+            (0x100, spelled(b"mine")),
+            (0x101, Name::default()),
+            (77, Name::default()),
+        ] {
             milestones.record(number, name, 0, Clocks::default(), &figures);
         }
         let names: Vec<_> = milestones.finish().0.into_iter().map(|m| m.name).collect();
-        assert_eq!(names, ["done", "noted", "mine", "unnamed 0x101", "undefined 77"]);
+        assert_eq!(
+            names,
+            ["done", "noted", "mine", "unnamed 0x101", "undefined 77"]
+        );
     }
 
     #[test]
     fn a_flood_is_counted_not_kept() {
         let milestones = Milestones::new(BTreeMap::new());
         for n in 0..ROOM as u32 + 5 {
-            milestones.record(n, Name::default(), 0, Clocks::default(), &Figures::default());
+            milestones.record(
+                n,
+                Name::default(),
+                0,
+                Clocks::default(),
+                &Figures::default(),
+            );
         }
         let (kept, dropped) = milestones.finish();
         assert_eq!((kept.len(), dropped), (ROOM, 5));

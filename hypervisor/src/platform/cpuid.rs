@@ -53,7 +53,10 @@ mod tests {
 
     #[test]
     fn leaves_are_shaped() {
-        let one = Registers { ebx: 0xFF00_0800, ..Registers::default() };
+        let one = Registers {
+            ebx: 0xFF00_0800,
+            ..Registers::default()
+        };
         let supported =
             CpuId::from_entries(&[entry(1, one), entry(0xB, Registers::default())]).unwrap();
         let table = table(&supported, 3, Layout::REVERSED, true).unwrap();

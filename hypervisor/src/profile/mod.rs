@@ -3,6 +3,15 @@
 //! Every ratio and difference is a method here; reports render, they do not compute. The schema
 //! in prose is `docs/profile-schema.md`.
 
+pub mod compare;
+pub mod figures;
+#[cfg(test)]
+pub(crate) mod fixtures;
+pub mod limit;
+pub mod load;
+pub mod runs;
+pub mod save;
+
 use serde::{Deserialize, Serialize};
 
 /// Value of [`Profile::schema`].
@@ -83,6 +92,18 @@ pub enum KvmKind {
     Software,
     /// None of these modules is visible.
     Unknown,
+}
+
+impl KvmKind {
+    /// The kernel module, for people.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Intel => "kvm_intel",
+            Self::Amd => "kvm_amd",
+            Self::Software => "kvm_pvm",
+            Self::Unknown => "unknown KVM",
+        }
+    }
 }
 
 /// The VM.

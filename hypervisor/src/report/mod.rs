@@ -1,1 +1,14 @@
 //! Reports: each renders a `&Profile` and knows nothing else.
+
+pub mod compare;
+pub mod csv;
+mod format;
+pub mod json;
+pub mod runs;
+pub mod summary;
+mod table;
+pub mod text;
+
+pub(crate) use format::clean;
+#[cfg(test)]
+pub(crate) use format::width;

@@ -1,1 +1,2 @@
-//! To come.
+//! Guests of the black-box tests: one behaviour each, under `src/bin/`.
+#![no_std]

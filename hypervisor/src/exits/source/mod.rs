@@ -42,7 +42,11 @@ pub struct Sample {
 
 impl Default for Sample {
     fn default() -> Self {
-        Self { total: None, rows: [RowCopy::default(); COUNT], other: 0 }
+        Self {
+            total: None,
+            rows: [RowCopy::default(); COUNT],
+            other: 0,
+        }
     }
 }
 

@@ -73,7 +73,10 @@ impl Offsets {
             let size = u16::from_ne_bytes([descriptor[6], descriptor[7]]);
             let offset: [u8; 4] = descriptor[8..12].try_into().ok()?;
             let offset = u32::from_ne_bytes(offset) as usize;
-            let name = descriptor[DESC_SIZE..].split(|&b| b == 0).next().unwrap_or_default();
+            let name = descriptor[DESC_SIZE..]
+                .split(|&b| b == 0)
+                .next()
+                .unwrap_or_default();
             if size != 1 || offset.checked_add(8)? > DATA_MAX {
                 continue;
             }
@@ -118,18 +121,30 @@ impl StatsSource {
 
     fn from_file(file: File, trusted: bool) -> Result<Self, StatsError> {
         let mut header = [0; HEADER_SIZE];
-        file.read_exact_at(&mut header, 0).map_err(StatsError::Read)?;
+        file.read_exact_at(&mut header, 0)
+            .map_err(StatsError::Read)?;
         let word = |i: usize| {
-            u32::from_ne_bytes([header[i * 4], header[i * 4 + 1], header[i * 4 + 2], header[i * 4 + 3]])
+            u32::from_ne_bytes([
+                header[i * 4],
+                header[i * 4 + 1],
+                header[i * 4 + 2],
+                header[i * 4 + 3],
+            ])
         };
         let (name_size, count, descriptors, data) = (word(1), word(2), word(4), word(5));
         if name_size > NAME_MAX || count > DESC_MAX {
             return Err(StatsError::Layout);
         }
         let mut block = vec![0; count as usize * (DESC_SIZE + name_size as usize)];
-        file.read_exact_at(&mut block, descriptors.into()).map_err(StatsError::Read)?;
+        file.read_exact_at(&mut block, descriptors.into())
+            .map_err(StatsError::Read)?;
         let offsets = Offsets::parse(&block, name_size as usize).ok_or(StatsError::Layout)?;
-        let source = Self { file, data: data.into(), offsets, trusted };
+        let source = Self {
+            file,
+            data: data.into(),
+            offsets,
+            trusted,
+        };
         let mut probe = Sample::default();
         source.read(&mut probe).map_err(StatsError::Read)?;
         Ok(source)
@@ -216,8 +231,11 @@ mod tests {
 
     #[test]
     fn counters_are_found_by_name() {
-        let descriptors =
-            [descriptor("tlb_flush", 1, 0), descriptor("halt_exits", 1, 16), descriptor("exits", 1, 8)];
+        let descriptors = [
+            descriptor("tlb_flush", 1, 0),
+            descriptor("halt_exits", 1, 16),
+            descriptor("exits", 1, 8),
+        ];
         let source = StatsSource::from_file(file(&descriptors, &[7, 100, 20]), true).unwrap();
         let mut sample = Sample::default();
         source.sample(&mut sample);
@@ -231,10 +249,19 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         let none = [descriptor("halt_exits", 1, 0)];
-        assert!(matches!(StatsSource::from_file(file(&none, &[1]), true), Err(StatsError::Layout)));
+        assert!(matches!(
+            StatsSource::from_file(file(&none, &[1]), true),
+            Err(StatsError::Layout)
+        ));
         let far = [descriptor("exits", 1, u32::MAX - 3)];
-        assert!(matches!(StatsSource::from_file(file(&far, &[1]), true), Err(StatsError::Layout)));
+        assert!(matches!(
+            StatsSource::from_file(file(&far, &[1]), true),
+            Err(StatsError::Layout)
+        ));
         let short = [descriptor("exits", 1, 8)];
-        assert!(matches!(StatsSource::from_file(file(&short, &[1]), true), Err(StatsError::Read(_))));
+        assert!(matches!(
+            StatsSource::from_file(file(&short, &[1]), true),
+            Err(StatsError::Read(_))
+        ));
     }
 }

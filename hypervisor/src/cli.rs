@@ -1,0 +1,290 @@
+//! The command line: parsed by clap, validated into a [`Config`].
+
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use exit_abi::reason::Edition;
+
+use crate::config::{self, Config, Console, CpuCount, MemorySize, NamedLayout, TimeLimit};
+use crate::error::Error;
+use crate::profile::limit::Limits;
+
+/// A tiny KVM hypervisor whose product is knowledge: what a boot costs in VM exits.
+#[derive(Debug, Parser)]
+#[command(name = "exitvisor", version, max_term_width = 100)]
+#[command(after_help = "\
+Exit status: 0-63 the guest's own; 64 usage, 65 bad profile, 66 bad image, 69 no KVM, 70 internal,
+71 host, 73 output, 80 time limit, 81 triple fault, 82 guest crash, 83 KVM gave up, 84 growth,
+129/130/143 interrupted by SIGHUP, Ctrl-C, SIGTERM.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a guest: its console is yours, a summary of its exits comes at the end
+    Run(RunArgs),
+    /// Boot a guest and report what each step of its boot cost in exits
+    Profile(ProfileArgs),
+    /// Show a saved profile; several show how much runs differ
+    Report(ReportArgs),
+    /// Show what grew and what shrank between two profiles
+    Compare(CompareArgs),
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+While the guest listens to its console it owns the terminal: Ctrl-C is the guest's, and Ctrl-] ends
+the run. Before that, Ctrl-C ends it.
+
+Examples:
+  exitvisor run --kernel kernel.elf
+  exitvisor run --kernel kernel.elf --cmdline 'queries=5' --timeout 10s --log-queries
+  exitvisor run --kernel kernel.elf --format json --output profile.json")]
+pub struct RunArgs {
+    /// The VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// Also write the profile, in this format
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// Also write the profile, to this file [- is standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Options of `profile`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The guest's console goes to standard error, the profile to standard output.
+
+Examples:
+  exitvisor profile --kernel kernel.elf
+  exitvisor profile --kernel kernel.elf --format json --output profile.json
+  exitvisor profile --kernel kernel.elf --leaves reversed --sdm 2020 --timeout 5s")]
+pub struct ProfileArgs {
+    /// The VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+    /// Format of the profile
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+    /// Write the profile to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Options of `report`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  exitvisor report profile.json
+  exitvisor report profile.json --format csv --output profile.csv
+  exitvisor report run1.json run2.json run3.json")]
+pub struct ReportArgs {
+    /// Saved profiles, JSON [- is standard input]
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Format of the report
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+    /// Write the report to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Options of `compare`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Limits: 5% the total and every reason; 0 nothing may grow; 12 by at most 12 exits; 30=0 only reason
+30; total=5% only the total. Separated by commas, or given again. Growth beyond a limit ends with
+status 84.
+
+Examples:
+  exitvisor compare before.json after.json
+  exitvisor compare before.json after.json --max-growth 5%
+  exitvisor compare before.json after.json --max-growth total=2%,30=0,48=10%")]
+pub struct CompareArgs {
+    /// The earlier profile
+    pub before: PathBuf,
+    /// The later profile
+    pub after: PathBuf,
+    /// Fail if something grew by more
+    #[arg(long, value_name = "LIMITS")]
+    pub max_growth: Vec<Limits>,
+    /// Format of the comparison
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: CompareFormat,
+    /// Write the comparison to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// The VM.
+#[derive(Debug, Args)]
+pub struct VmArgs {
+    /// Firmware to boot through, an ELF with PVH entry; it finds the kernel as its first module
+    #[arg(long, value_name = "FILE|none", default_value = "none")]
+    pub firmware: PathBuf,
+    /// Kernel, an ELF with PVH entry
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk, handed over as a module
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", default_value = "", value_parser = config::cmdline)]
+    #[arg(allow_hyphen_values = true)]
+    pub cmdline: String,
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    #[arg(allow_hyphen_values = true)]
+    pub memory: MemorySize,
+    /// Number of vCPUs
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        allow_hyphen_values = true
+    )]
+    pub cpus: CpuCount,
+    /// Time limit: 30s, 500ms, 2m or none [default: none for run, 30s for profile]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub timeout: Option<TimeLimit>,
+    /// Which CPUID leaves ask what: classic, reversed, or four leaves A,B,C,D (total exits, total
+    /// cycles, exits of ECX, cycles of ECX)
+    #[arg(
+        long,
+        value_name = "LAYOUT",
+        default_value = "classic",
+        allow_hyphen_values = true
+    )]
+    pub leaves: NamedLayout,
+    /// Edition of the SDM's table of exit reasons: current or 2020
+    #[arg(long, value_name = "EDITION", default_value = "current", value_parser = config::edition)]
+    pub sdm: Edition,
+    /// Print a line on standard error for each query of the guest's
+    #[arg(long)]
+    pub log_queries: bool,
+}
+
+/// Format of a profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// Everything; what report and compare read.
+    Json,
+    /// For spreadsheets.
+    Csv,
+}
+
+/// Format of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompareFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl VmArgs {
+    /// Validates what clap could not.
+    pub fn config(self, console: Console, timeout: TimeLimit) -> Result<Config, Error> {
+        let kernel = self.kernel.ok_or_else(|| {
+            Error::Usage(
+                "no kernel to boot: give --kernel FILE, or use `cargo xtask run`, which builds \
+                 and boots this project's own"
+                    .into(),
+            )
+        })?;
+        Ok(Config {
+            firmware: (self.firmware.as_os_str() != "none").then_some(self.firmware),
+            kernel,
+            initrd: self.initrd,
+            cmdline: self.cmdline,
+            memory: self.memory,
+            cpus: self.cpus,
+            timeout: self.timeout.unwrap_or(timeout),
+            leaves: self.leaves,
+            edition: self.sdm,
+            log_queries: self.log_queries,
+            console,
+        })
+    }
+}
+
+/// Parses the command line; help and version come as text to print, errors as one line.
+pub fn parse() -> Result<Cli, Stop> {
+    Cli::try_parse().map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Print(error.to_string()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Stop::Error(Error::Usage("no command: try `exitvisor --help`".into()))
+        }
+        _ => Stop::Error(Error::Usage(one_line(&error.to_string()))),
+    })
+}
+
+/// Why there is nothing to do.
+#[derive(Debug)]
+pub enum Stop {
+    /// Print this and end well.
+    Print(String),
+    /// End with this error.
+    Error(Error),
+}
+
+/// clap's message, up to the blank line before its usage, in one line.
+fn one_line(message: &str) -> String {
+    let message = message.trim_start_matches("error: ");
+    let lines: Vec<&str> = message
+        .lines()
+        .take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more information"))
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
+    // Our own messages say what to do; clap's leave that to its usage.
+    match lines.as_slice() {
+        [only] if !only.contains(": ") => format!("{only}: try `exitvisor --help`"),
+        lines => lines.join(" "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_holds() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    fn refused(args: &[&str]) -> String {
+        let args = [&["exitvisor", "run", "--kernel", "k"], args].concat();
+        one_line(&Cli::try_parse_from(args).unwrap_err().to_string())
+    }
+
+    #[test]
+    fn errors_are_one_line_with_what_to_do() {
+        for (args, expected) in [
+            (&["--memory", "64X"][..], "write a number with K, M or G"),
+            (&["--memory", "0"], "at least 2M"),
+            (&["--cpus", "1000"], "from 1 to 254"),
+            (&["--leaves", "odd"], "classic, reversed"),
+            (&["--sdm", "1999"], "current or 2020"),
+            (&["--timeout", "soon"], "for example 30s"),
+            (&["--format", "xml"], "possible values: text, json, csv"),
+            (&["--nonsense"], "--nonsense"),
+        ] {
+            let message = refused(args);
+            assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+            assert_eq!(message.lines().count(), 1, "{message:?}");
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! Profiles for tests: boots as they happen, and the extremes. All figures are invented.
+
+use super::figures::{KERNEL_LEDGER, KVM_RUN, KVM_STATS};
+use super::*;
+use exit_abi::reason::{Edition, Reason};
+use proptest::prelude::*;
+
+/// A reason's share of a step: reason, exits, the profiler's own of them, mean cycles (0 = not
+/// timed: known from KVM's statistics).
+type Booking = (u8, u64, u64, u64);
+/// A step: milestone, nanoseconds since the start, residual, bookings.
+type Step<'a> = (u32, u64, u64, &'a [Booking]);
+
+/// Accounts with these bookings; what is missing to the total is residual.
+pub(crate) fn accounts(total: u64, bookings: &[Booking]) -> Accounts {
+    let mut accounts = Accounts {
+        residual: total,
+        ..Accounts::default()
+    };
+    for &booking in bookings {
+        book(&mut accounts, booking);
+        accounts.residual -= booking.1;
+    }
+    accounts.total = total;
+    accounts
+}
+
+fn book(accounts: &mut Accounts, (reason, exits, own, mean): Booking) {
+    let at = match accounts.reasons.binary_search_by_key(&reason, |r| r.reason) {
+        Ok(at) => at,
+        Err(at) => {
+            let source = if mean == 0 { KVM_STATS } else { KVM_RUN }.to_owned();
+            let (exits, own, timed, cycles, own_cycles, min, max) = (0, 0, 0, 0, 0, 0, 0);
+            let new = ReasonAccount {
+                reason,
+                exits,
+                own,
+                timed,
+                cycles,
+                own_cycles,
+                min,
+                max,
+                source,
+            };
+            accounts.reasons.insert(at, new);
+            at
+        }
+    };
+    let r = &mut accounts.reasons[at];
+    r.exits += exits;
+    r.own += own;
+    r.timed += if mean == 0 { 0 } else { exits };
+    r.cycles += exits * mean;
+    r.own_cycles += own * mean;
+    if exits > own && mean > 0 {
+        r.min = if r.min == 0 {
+            mean * 3 / 5
+        } else {
+            r.min.min(mean * 3 / 5)
+        };
+        r.max = r.max.max(mean * 6 + 7 * exits);
+    }
+    accounts.total += exits;
+}
+
+/// The guest writes its exit status: the profiler's own exit, after which there is no entry.
+fn end_run(total: &mut Accounts) {
+    book(total, (30, 1, 1, 0));
+}
+
+pub(crate) fn milestone(number: u32, name: &str, nanos: u64, accounts: Accounts) -> Milestone {
+    let name = name.to_owned();
+    Milestone {
+        number,
+        name,
+        vcpu: 0,
+        tsc: nanos * 5 / 2,
+        nanos,
+        accounts,
+    }
+}
+
+fn boot(steps: &[Step<'_>]) -> (Vec<Milestone>, Accounts) {
+    let mut so_far = Accounts::default();
+    let mut milestones = Vec::new();
+    for &(number, nanos, residual, bookings) in steps {
+        for &booking in bookings {
+            book(&mut so_far, booking);
+        }
+        so_far.residual += residual;
+        so_far.total += residual;
+        let name = exit_abi::milestone::name(number).unwrap_or("heap \"ready\"");
+        milestones.push(milestone(number, name, nanos, so_far.clone()));
+    }
+    (milestones, so_far)
+}
+
+fn reasons(impossible: &[u8], exact: impl Fn(u8) -> bool) -> Vec<ReasonInfo> {
+    Reason::all()
+        .filter(|r| r.is_defined(Edition::Current))
+        .map(|r| ReasonInfo {
+            reason: r.number(),
+            name: r.name().unwrap().to_owned(),
+            can_occur: !impossible.contains(&r.number()),
+            exact: exact(r.number()),
+        })
+        .collect()
+}
+
+fn source(name: &str, available: bool, completeness: &str) -> SourceInfo {
+    SourceInfo {
+        name: name.to_owned(),
+        available,
+        completeness: completeness.to_owned(),
+    }
+}
+
+/// Nothing happened at all.
+pub(crate) fn zero() -> Profile {
+    Profile {
+        schema: SCHEMA.to_owned(),
+        version: VERSION,
+        tool: Tool {
+            name: "exitvisor".to_owned(),
+            version: "0.1.0".to_owned(),
+        },
+        created: "2026-11-20T10:12:33Z".to_owned(),
+        host: Host {
+            cpu: "AMD EPYC 9654 96-Core Processor".to_owned(),
+            kernel: "6.12.48".to_owned(),
+            kvm: KvmKind::Software,
+            paging: "shadow".to_owned(),
+            tsc_khz: 2_500_000,
+        },
+        machine: Machine {
+            cpus: 1,
+            memory: 64 << 20,
+            cmdline: String::new(),
+            layout: "classic".to_owned(),
+            leaves: [0x4FFF_FFFF, 0x4FFF_FFFE, 0x4FFF_FFFD, 0x4FFF_FFFC],
+            sdm: "current".to_owned(),
+            boot: "PVH".to_owned(),
+            images: vec![Image {
+                role: "kernel".to_owned(),
+                path: "target/guests/guest-kernel".to_owned(),
+                bytes: 183_296,
+                sha256: "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8"
+                    .to_owned(),
+            }],
+        },
+        sources: vec![
+            source(
+                KVM_RUN,
+                true,
+                "every exit that reaches the VMM, timed; none that the kernel handles",
+            ),
+            source(
+                KVM_STATS,
+                true,
+                "all exits, and some of them by reason; no times",
+            ),
+            source(
+                KERNEL_LEDGER,
+                false,
+                "tracefs cannot be read (permission denied): needs root",
+            ),
+        ],
+        end: End {
+            status: 0,
+            kind: EndKind::Exit,
+            detail: "the guest exited with status 0".to_owned(),
+            cut_short: false,
+        },
+        milestones: vec![milestone(1, "reset", 0, Accounts::default())],
+        milestones_dropped: 0,
+        total: Accounts::default(),
+        vcpus: vec![Accounts::default()],
+        gates: GateFigures::default(),
+        reasons: reasons(&[11, 13, 17, 44, 52, 56, 60, 69, 70, 76, 77], |n| {
+            [2, 10, 12, 30].contains(&n)
+        }),
+    }
+}
+
+/// A direct boot on software KVM: a residual, and reasons from two sources.
+pub(crate) fn software() -> Profile {
+    let (milestones, mut total) = boot(&[
+        (1, 0, 0, &[]),
+        (5, 412_000, 9, &[(48, 3, 0, 14_100), (0, 1, 1, 9_800)]),
+        (6, 655_000, 22, &[(48, 14, 0, 13_900), (30, 4, 4, 8_900)]),
+        (7, 1_204_000, 31, &[(48, 40, 0, 13_100), (30, 2, 2, 8_900)]),
+        (8, 1_377_000, 18, &[(0, 6, 2, 9_900), (30, 2, 2, 9_000)]),
+        (
+            9,
+            4_031_000,
+            61,
+            &[(12, 60, 0, 0), (1, 58, 0, 4_210), (30, 45, 2, 8_800)],
+        ),
+        (
+            0x101,
+            4_377_000,
+            2,
+            &[(48, 12, 0, 13_000), (30, 2, 2, 9_100)],
+        ),
+        (
+            12,
+            8_126_000,
+            44,
+            &[(30, 260, 6, 7_950), (10, 120, 0, 0), (0, 64, 64, 9_700)],
+        ),
+        (
+            13,
+            9_784_000,
+            5,
+            &[(30, 96, 2, 8_030), (0, 4, 4, 9_700), (55, 1, 0, 6_600)],
+        ),
+    ]);
+    end_run(&mut total);
+    Profile {
+        milestones,
+        vcpus: vec![total.clone()],
+        total,
+        gates: GateFigures {
+            queries: 68,
+            hypercalls: 1,
+            stepped: 3,
+            foreign: 0,
+        },
+        ..zero()
+    }
+}
+
+/// The time limit struck while the guest waited for something.
+pub(crate) fn cut_short() -> Profile {
+    let mut profile = software();
+    profile.milestones.truncate(5);
+    let mut total = profile.milestones[4].accounts.clone();
+    book(&mut total, (12, 29_618, 0, 0));
+    book(&mut total, (1, 29_590, 0, 4_210));
+    total.residual += 1_313;
+    total.total += 1_313;
+    profile.vcpus = vec![total.clone()];
+    profile.total = total;
+    profile.end = End {
+        status: 80,
+        kind: EndKind::Timeout,
+        detail: "time limit of 30 s reached: last milestone \"exceptions\"".to_owned(),
+        cut_short: true,
+    };
+    profile.machine.cmdline = "console=ttyS0 wait=\u{1b}[31mred".to_owned();
+    profile
+}
+
+/// A boot through the firmware with two vCPUs, every exit traced.
+pub(crate) fn ledger() -> Profile {
+    let (mut milestones, mut total) = boot(&[
+        (1, 0, 0, &[]),
+        (2, 196_000, 0, &[(48, 3, 0, 12_704), (0, 1, 1, 3_100)]),
+        (
+            3,
+            288_000,
+            0,
+            &[
+                (28, 6, 0, 2_214),
+                (10, 4, 0, 1_987),
+                (32, 1, 0, 2_600),
+                (48, 3, 0, 9_010),
+            ],
+        ),
+        (4, 1_107_000, 0, &[(48, 40, 0, 9_204), (30, 2, 2, 6_900)]),
+        (5, 1_160_000, 0, &[(48, 6, 0, 9_100), (30, 2, 2, 6_900)]),
+        (
+            7,
+            1_744_000,
+            0,
+            &[(48, 71, 0, 9_010), (29, 1, 0, 1_800), (30, 2, 2, 6_900)],
+        ),
+        (
+            9,
+            4_011_000,
+            0,
+            &[
+                (12, 60, 0, 18_400),
+                (1, 58, 0, 1_430),
+                (30, 43, 2, 6_120),
+                (7, 9, 0, 1_390),
+            ],
+        ),
+        (
+            10,
+            5_202_000,
+            0,
+            &[
+                (32, 14, 0, 2_470),
+                (48, 31, 0, 8_950),
+                (10, 4, 0, 1_960),
+                (30, 2, 2, 6_880),
+            ],
+        ),
+        (
+            12,
+            8_877_000,
+            0,
+            &[(30, 204, 4, 5_870), (10, 64, 0, 1_950), (0, 64, 64, 3_050)],
+        ),
+        (13, 9_802_000, 0, &[(30, 98, 2, 6_020), (0, 4, 4, 3_020)]),
+    ]);
+    end_run(&mut total);
+    for accounts in milestones
+        .iter_mut()
+        .map(|m| &mut m.accounts)
+        .chain([&mut total])
+    {
+        accounts
+            .reasons
+            .iter_mut()
+            .for_each(|r| r.source = KERNEL_LEDGER.to_owned());
+    }
+    milestones[7].vcpu = 1;
+    let mut second = accounts(
+        49,
+        &[(32, 14, 0, 2_470), (48, 31, 0, 8_950), (10, 4, 0, 1_960)],
+    );
+    second
+        .reasons
+        .iter_mut()
+        .for_each(|r| r.source = KERNEL_LEDGER.to_owned());
+    let mut first = total.clone();
+    first.total -= second.total;
+    for r in &mut first.reasons {
+        let theirs = second.reason(r.reason);
+        r.exits -= theirs.map_or(0, |t| t.exits);
+        r.timed -= theirs.map_or(0, |t| t.timed);
+        r.cycles -= theirs.map_or(0, |t| t.cycles);
+    }
+    let mut profile = Profile {
+        milestones,
+        total,
+        vcpus: vec![first, second],
+        ..zero()
+    };
+    profile.host.kvm = KvmKind::Amd;
+    profile.host.paging = "nested".to_owned();
+    profile.machine.cpus = 2;
+    profile.machine.boot = "PVH via firmware".to_owned();
+    let firmware = Image {
+        role: "firmware".to_owned(),
+        path: "target/guests/firmware".to_owned(),
+        bytes: 24_576,
+        sha256: "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b".to_owned(),
+    };
+    profile.machine.images.insert(0, firmware);
+    profile.sources[1].completeness = "all exits: agrees with the kernel ledger".to_owned();
+    profile.sources[2] = source(
+        KERNEL_LEDGER,
+        true,
+        "every exit with its reason and its cycles",
+    );
+    profile.gates = GateFigures {
+        queries: 68,
+        hypercalls: 1,
+        stepped: 0,
+        foreign: 2,
+    };
+    profile.reasons = reasons(&[11, 44, 52, 56, 60, 69, 70, 76, 77], |_| true);
+    profile
+}
+
+/// Every figure as large as it gets.
+pub(crate) fn huge() -> Profile {
+    let most = u64::MAX;
+    let source = KVM_RUN.to_owned();
+    let account = |reason| ReasonAccount {
+        reason,
+        exits: most,
+        own: 1,
+        timed: most,
+        cycles: most,
+        own_cycles: 0,
+        min: most,
+        max: most,
+        source: source.clone(),
+    };
+    let total = Accounts {
+        total: most,
+        residual: 0,
+        other: 0,
+        excess: most,
+        reasons: vec![account(30), account(127)],
+    };
+    let name = "\u{1b}[2J\u{202e}日本".to_owned();
+    let late = Milestone {
+        number: most as u32,
+        name,
+        vcpu: u32::MAX,
+        tsc: most,
+        nanos: most,
+        accounts: total.clone(),
+    };
+    let mut profile = zero();
+    profile.milestones.push(late.clone());
+    profile.milestones.push(late);
+    profile.milestones_dropped = most;
+    profile.vcpus = vec![total.clone(), total.clone()];
+    profile.total = total;
+    profile.machine.cpus = u32::MAX;
+    profile.machine.memory = most;
+    profile.gates = GateFigures {
+        queries: most,
+        hypercalls: most,
+        stepped: most,
+        foreign: most,
+    };
+    profile
+}
+
+/// All of them.
+pub(crate) fn all() -> Vec<Profile> {
+    vec![zero(), software(), cut_short(), ledger(), huge()]
+}
+
+fn figure() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), 1u64..2_000, Just(u64::MAX), any::<u64>()]
+}
+
+fn string() -> impl Strategy<Value = String> {
+    prop_oneof![".{0,12}", "\\PC{0,200}", Just("KVM stats".to_owned())]
+}
+
+prop_compose! {
+    fn any_reason()(
+        reason in any::<u8>(),
+        figures in proptest::array::uniform7(figure()),
+        source in string(),
+    ) -> ReasonAccount {
+        let [exits, own, timed, cycles, own_cycles, min, max] = figures;
+        ReasonAccount { reason, exits, own, timed, cycles, own_cycles, min, max, source }
+    }
+}
+
+prop_compose! {
+    fn any_accounts()(
+        figures in proptest::array::uniform4(figure()),
+        reasons in proptest::collection::vec(any_reason(), 0..6),
+    ) -> Accounts {
+        let [total, residual, other, excess] = figures;
+        Accounts { total, residual, other, excess, reasons }
+    }
+}
+
+prop_compose! {
+    fn any_milestone()(
+        number in any::<u32>(),
+        name in string(),
+        vcpu in any::<u32>(),
+        nanos in figure(),
+        accounts in any_accounts(),
+    ) -> Milestone {
+        Milestone { number, name, vcpu, tsc: nanos, nanos, accounts }
+    }
+}
+
+prop_compose! {
+    /// Any profile at all, consistent or not.
+    pub(crate) fn any_profile()(
+        strings in proptest::collection::vec(string(), 8),
+        milestones in proptest::collection::vec(any_milestone(), 0..6),
+        totals in proptest::collection::vec(any_accounts(), 1..4),
+        dropped in figure(),
+        memory in figure(),
+        cut_short in any::<bool>(),
+    ) -> Profile {
+        let mut profile = ledger();
+        let mut strings = strings.into_iter();
+        let mut next = || strings.next().unwrap_or_default();
+        profile.tool.version = next();
+        profile.created = next();
+        profile.host.cpu = next();
+        profile.host.kernel = next();
+        profile.machine.cmdline = next();
+        profile.machine.images[0].path = next();
+        profile.end.detail = next();
+        profile.sources[0].completeness = next();
+        profile.end.cut_short = cut_short;
+        profile.machine.memory = memory;
+        profile.milestones_dropped = dropped;
+        profile.total = totals[0].clone();
+        profile.vcpus = totals;
+        profile.milestones = milestones;
+        profile
+    }
+}

@@ -1,0 +1,427 @@
+//! Loading: a profile from JSON, or one clear line that says why not.
+//!
+//! Schema and version are looked at before anything else is believed, so that a profile of a
+//! future version is called that, and not "unknown field". Input is bounded and never trusted.
+
+use super::{Accounts, Profile, SCHEMA, VERSION};
+use crate::status;
+use serde::Deserialize;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// Largest profile that is read, bytes. A boot with a thousand milestones needs a tenth of it.
+pub const MAX_BYTES: u64 = 64 << 20;
+
+/// Why a profile could not be loaded. `name` is the file, ready to be printed.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be opened or read.
+    #[error("cannot read profile {name}: {}", reason(source))]
+    Read {
+        /// The file.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is larger than [`MAX_BYTES`].
+    #[error(
+        "{name} is larger than {} MiB: not a profile; name a file written by --json",
+        MAX_BYTES >> 20
+    )]
+    TooLarge {
+        /// The file.
+        name: String,
+    },
+    /// It has no content.
+    #[error("profile {name} is empty: record it again")]
+    Empty {
+        /// The file.
+        name: String,
+    },
+    /// It ends too early.
+    #[error(
+        "profile {name} is truncated: it ends at line {line}, column {column}; record it again"
+    )]
+    Truncated {
+        /// The file.
+        name: String,
+        /// Line, from 1.
+        line: usize,
+        /// Column.
+        column: usize,
+    },
+    /// It is not JSON.
+    #[error("{name} is not JSON (line {line}, column {column}): name a file written by --json")]
+    NotJson {
+        /// The file.
+        name: String,
+        /// Line, from 1.
+        line: usize,
+        /// Column.
+        column: usize,
+    },
+    /// It is JSON of another kind.
+    #[error("{name} is not an Exitvisor profile ({found}): name a file written by --json")]
+    Schema {
+        /// The file.
+        name: String,
+        /// What its schema is instead.
+        found: String,
+    },
+    /// A newer Exitvisor wrote it.
+    #[error(
+        "profile {name} was written by a newer Exitvisor (version {found}; this one reads up to \
+         {VERSION}): update Exitvisor, or record it again"
+    )]
+    Newer {
+        /// The file.
+        name: String,
+        /// Its version.
+        found: u64,
+    },
+    /// It is a profile by name, not by content.
+    #[error("profile {name} is corrupt (line {line}, column {column}): {detail}; record it again")]
+    Corrupt {
+        /// The file.
+        name: String,
+        /// Line, from 1.
+        line: usize,
+        /// Column.
+        column: usize,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Its figures contradict each other.
+    #[error("profile {name} contradicts itself: {detail}; record it again")]
+    Inconsistent {
+        /// The file.
+        name: String,
+        /// Where, and which figures.
+        detail: String,
+    },
+}
+
+impl LoadError {
+    /// The exit status that it calls for.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Read { .. } => status::INPUT,
+            _ => status::DATA,
+        }
+    }
+}
+
+/// The system's reason, in the middle of a sentence. An error that wraps another one (with the
+/// name of a temporary file, say) is looked through.
+pub(super) fn reason(error: &io::Error) -> String {
+    if error.raw_os_error().is_none() {
+        let inner = error.get_ref().and_then(|e| std::error::Error::source(e));
+        if let Some(inner) = inner.and_then(|e| e.downcast_ref::<io::Error>()) {
+            return reason(inner);
+        }
+    }
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => line(&first.to_lowercase().chain(chars).collect::<String>()),
+        None => String::new(),
+    }
+}
+
+/// One line for people, whatever was in it: bounded, and without control characters.
+pub(super) fn line(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let mut line: String = crate::report::clean(&text.chars().take(LONGEST).collect::<String>());
+    if text.chars().nth(LONGEST).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+/// Loads a profile; `-` is standard input.
+pub fn load(path: &Path) -> Result<Profile, LoadError> {
+    let name = || match path.as_os_str().to_str() {
+        Some("-") => "standard input".to_owned(),
+        _ => line(&path.display().to_string()),
+    };
+    let mut bytes = Vec::new();
+    let read = if path.as_os_str() == "-" {
+        io::stdin()
+            .lock()
+            .take(MAX_BYTES + 1)
+            .read_to_end(&mut bytes)
+    } else {
+        File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
+    };
+    read.map_err(|source| LoadError::Read {
+        name: name(),
+        source,
+    })?;
+    parse(&bytes, &name())
+}
+
+/// Reads a profile from bytes; `name` is what errors call it.
+pub fn parse(bytes: &[u8], name: &str) -> Result<Profile, LoadError> {
+    let name = line(name);
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(LoadError::TooLarge { name });
+    }
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(LoadError::Empty { name });
+    }
+    check_header(bytes, &name)?;
+    let profile: Profile = serde_json::from_slice(bytes).map_err(|e| refused(&e, &name))?;
+    match contradiction(&profile) {
+        Some(detail) => Err(LoadError::Inconsistent {
+            name,
+            detail: line(&detail),
+        }),
+        None => Ok(profile),
+    }
+}
+
+/// What is read before anything else. Other fields may be of any shape.
+#[derive(Deserialize)]
+struct Header {
+    #[serde(default)]
+    schema: serde_json::Value,
+    #[serde(default)]
+    version: serde_json::Value,
+}
+
+fn check_header(bytes: &[u8], name: &str) -> Result<(), LoadError> {
+    let name = name.to_owned();
+    let header: Header = match serde_json::from_slice(bytes) {
+        Ok(header) => header,
+        Err(e) if e.is_data() => {
+            return Err(LoadError::Schema {
+                name,
+                found: "no object with a schema".to_owned(),
+            });
+        }
+        Err(e) => return Err(refused(&e, &name)),
+    };
+    match header.schema.as_str() {
+        Some(SCHEMA) => {}
+        Some(other) => {
+            return Err(LoadError::Schema {
+                name,
+                found: line(&format!("schema {other:?}")),
+            });
+        }
+        None => {
+            return Err(LoadError::Schema {
+                name,
+                found: "it names no schema".to_owned(),
+            });
+        }
+    }
+    match header.version.as_u64() {
+        Some(found) if found > u64::from(VERSION) => Err(LoadError::Newer { name, found }),
+        Some(found) if found > 0 => Ok(()),
+        _ => Err(LoadError::Schema {
+            name,
+            found: "it names no valid version".to_owned(),
+        }),
+    }
+}
+
+fn refused(error: &serde_json::Error, name: &str) -> LoadError {
+    let (name, line, column) = (name.to_owned(), error.line(), error.column());
+    match error.classify() {
+        serde_json::error::Category::Eof => LoadError::Truncated { name, line, column },
+        serde_json::error::Category::Data => {
+            let text = error.to_string();
+            let detail = text
+                .rsplit_once(" at line ")
+                .map_or(text.as_str(), |(what, _)| what);
+            let detail = detail.split(", expected one of").next().unwrap_or_default();
+            LoadError::Corrupt {
+                name,
+                line,
+                column,
+                detail: self::line(detail),
+            }
+        }
+        _ => LoadError::NotJson { name, line, column },
+    }
+}
+
+/// The first contradiction in a profile's figures. That milestones grow is not asked for: a
+/// profile whose count shrinks can be shown, with a warning.
+fn contradiction(profile: &Profile) -> Option<String> {
+    let named = profile
+        .milestones
+        .iter()
+        .map(|m| (format!("milestone {:?}", m.name), &m.accounts));
+    let vcpus = profile
+        .vcpus
+        .iter()
+        .enumerate()
+        .map(|(i, v)| (format!("vCPU {i}"), v));
+    let total = std::iter::once(("the total".to_owned(), &profile.total));
+    for (place, accounts) in total.chain(vcpus).chain(named) {
+        if let Some(what) = wrong(accounts) {
+            return Some(format!("{place}: {what}"));
+        }
+    }
+    let numbers: Vec<u8> = profile.reasons.iter().map(|r| r.reason).collect();
+    out_of_order(&numbers).map(|what| format!("the table of reasons: {what}"))
+}
+
+fn out_of_order(numbers: &[u8]) -> Option<String> {
+    let limit = exit_abi::reason::COUNT;
+    if let Some(pair) = numbers.windows(2).find(|w| w[0] >= w[1]) {
+        return Some(format!("reason {} stands before {}", pair[0], pair[1]));
+    }
+    let beyond = numbers.iter().find(|&&n| usize::from(n) >= limit)?;
+    Some(format!("reason {beyond} is not below {limit}"))
+}
+
+fn wrong(accounts: &Accounts) -> Option<String> {
+    let numbers: Vec<u8> = accounts.reasons.iter().map(|r| r.reason).collect();
+    if let Some(what) = out_of_order(&numbers) {
+        return Some(what);
+    }
+    for r in &accounts.reasons {
+        let pairs = [
+            ("own exits", r.own, "exits", r.exits),
+            ("timed exits", r.timed, "exits", r.exits),
+            ("own cycles", r.own_cycles, "cycles", r.cycles),
+            ("shortest exit", r.min, "longest", r.max),
+        ];
+        if let Some((part, a, whole, b)) = pairs.into_iter().find(|(_, a, _, b)| a > b) {
+            return Some(format!("reason {}: {part} {a} > {whole} {b}", r.reason));
+        }
+    }
+    let sum: u128 = accounts.reasons.iter().map(|r| u128::from(r.exits)).sum();
+    let (total, excess) = (u128::from(accounts.total), u128::from(accounts.excess));
+    let (other, residual) = (u128::from(accounts.other), u128::from(accounts.residual));
+    (total + excess != sum + other + residual).then(|| {
+        format!(
+            "{total} exits are not the sum of {sum} by reason + {other} other + {residual} \
+             residual - {excess} excess"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures;
+    use super::*;
+    use crate::report::json;
+    use proptest::prelude::*;
+
+    fn refusal(bytes: &[u8]) -> String {
+        let Err(error) = parse(bytes, "a.json") else {
+            panic!("it was accepted");
+        };
+        assert_eq!(error.status(), status::DATA);
+        let text = error.to_string();
+        assert!(!text.contains('\n'), "{text}");
+        text
+    }
+
+    fn changed(change: impl Fn(&mut Profile)) -> String {
+        let mut profile = fixtures::software();
+        change(&mut profile);
+        refusal(json::render(&profile).as_bytes())
+    }
+
+    #[test]
+    fn every_fixture_comes_back() {
+        for profile in fixtures::all() {
+            assert_eq!(
+                parse(json::render(&profile).as_bytes(), "x").unwrap(),
+                profile
+            );
+        }
+    }
+
+    #[test]
+    fn refusals() {
+        let whole = json::render(&fixtures::software());
+        let newer = r#"{"schema":"exitvisor-profile","version":2,"shape":{"new":[]}}"#;
+        let all = [
+            refusal(b""),
+            refusal(b" \n"),
+            refusal(b"{\n  \"schema\": oops"),
+            refusal(b"\x7fELF"),
+            refusal(&whole.as_bytes()[..whole.len() / 2]),
+            refusal(b"[]"),
+            refusal(b"42"),
+            refusal(b"{}"),
+            refusal(br#"{"schema":"other\u001b[31m\n"}"#),
+            refusal(br#"{"schema":"exitvisor-profile"}"#),
+            refusal(br#"{"schema":"exitvisor-profile","version":0}"#),
+            refusal(br#"{"schema":"exitvisor-profile","version":1}"#),
+            refusal(newer.as_bytes()),
+            refusal(br#"{"schema":"exitvisor-profile","version":1,"\n\u001b":1}"#),
+            changed(|p| p.total.residual += 1),
+            changed(|p| p.total.reasons[0].own = 10_000),
+            changed(|p| p.total.reasons[0].timed = 10_000),
+            changed(|p| p.total.reasons[0].own_cycles = 10_000_000),
+            changed(|p| p.total.reasons[0].min = 10_000_000),
+            changed(|p| p.vcpus[0].reasons.swap(0, 1)),
+            changed(|p| p.total.reasons.last_mut().unwrap().reason = 200),
+            changed(|p| p.milestones[1].accounts.total = 99_999),
+            changed(|p| {
+                p.milestones[1].name = "\u{1b}[2J".repeat(200);
+                p.milestones[1].accounts.other = 7;
+            }),
+            changed(|p| p.reasons[3].reason = 1),
+        ];
+        insta::assert_snapshot!(all.join("\n"));
+    }
+
+    #[test]
+    fn what_cannot_be_read() {
+        let error = load(Path::new("/nowhere/a\nb.json")).unwrap_err();
+        assert_eq!(error.status(), status::INPUT);
+        assert_eq!(
+            error.to_string(),
+            "cannot read profile /nowhere/a\\nb.json: no such file or directory"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let error = load(folder.path()).unwrap_err();
+        assert!(error.to_string().ends_with(": is a directory"), "{error}");
+        let error = load(Path::new("/dev/zero")).unwrap_err();
+        assert!(error.to_string().contains("larger than 64 MiB"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = parse(&bytes, "x");
+        }
+
+        #[test]
+        fn mutated_profiles_never_panic(
+            at in any::<proptest::sample::Index>(),
+            with in proptest::collection::vec(any::<u8>(), 0..4),
+            cut in 0usize..8,
+        ) {
+            let mut bytes = json::render(&fixtures::cut_short()).into_bytes();
+            let at = at.index(bytes.len());
+            let end = (at + cut).min(bytes.len());
+            bytes.splice(at..end, with);
+            match parse(&bytes, "x") {
+                // Whatever is accepted can be shown, too.
+                Ok(profile) => prop_assert!(!crate::report::text::render(&profile).is_empty()),
+                Err(e) => prop_assert!(!e.to_string().contains(char::is_control)),
+            }
+        }
+
+        #[test]
+        fn a_beginning_is_never_a_profile(share in 0.0f64..0.999) {
+            let whole = json::render(&fixtures::ledger());
+            let whole = whole.trim_end().as_bytes();
+            let cut = (whole.len() as f64 * share) as usize;
+            let error = parse(&whole[..cut], "x").unwrap_err();
+            let told = matches!(error, LoadError::Empty { .. } | LoadError::Truncated { .. });
+            prop_assert!(told, "{error}");
+        }
+    }
+}

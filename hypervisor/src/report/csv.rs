@@ -1,0 +1,173 @@
+//! The profile as CSV (RFC 4180, but lines end in LF): one row per milestone and reason, for
+//! spreadsheets and data frames.
+//!
+//! `exits` and `cycles` are the guest's, cumulative; `new_*` are what the step added; `own` are
+//! the profiler's own exits, contained in neither. Rows without a reason are what no reason shows
+//! (`residual`, `other`) and the sum (`total`); `excess` stands where the sources disagree.
+
+use crate::profile::Profile;
+use crate::profile::figures::{Delta, Step};
+use std::fmt::Write;
+
+const HEAD: &str = "milestone_index,milestone,number,vcpu,time_ns,reason,reason_name,exits,\
+                    new_exits,own,cycles,new_cycles,source\n";
+
+/// The profile as CSV.
+pub fn render(profile: &Profile) -> String {
+    let mut out = HEAD.to_owned();
+    let none = Default::default();
+    let mut before = &none;
+    for step in profile.steps() {
+        rows(&mut out, profile, &step, before);
+        before = step.accounts;
+    }
+    out
+}
+
+fn rows(out: &mut String, profile: &Profile, step: &Step<'_>, before: &crate::profile::Accounts) {
+    let Step {
+        index,
+        name,
+        milestone,
+        accounts,
+        delta,
+    } = step;
+    let place = match milestone {
+        Some(m) => format!(
+            "{index},{},{},{},{}",
+            quoted(name),
+            m.number,
+            m.vcpu,
+            m.nanos
+        ),
+        None => format!("{index},{},,,", quoted(name)),
+    };
+    for r in &accounts.reasons {
+        let new = delta.reasons.iter().find(|d| d.reason == r.reason);
+        let (new, new_cycles) = new.map_or((0, 0), |d| (d.exits, d.cycles));
+        let (exits, cycles, own) = (r.guest_exits(), r.guest_cycles(), r.own);
+        let (number, source) = (r.reason, quoted(&r.source));
+        let name = quoted(profile.reason_name(number));
+        let _ = writeln!(
+            out,
+            "{place},{number},{name},{exits},{new},{own},{cycles},{new_cycles},{source}"
+        );
+    }
+    let Delta {
+        exits: new,
+        cycles: new_cycles,
+        residual: new_residual,
+        other: new_other,
+        ..
+    } = delta;
+    let (residual, other) = (accounts.residual, accounts.other);
+    let _ = writeln!(out, "{place},,residual,{residual},{new_residual},0,,,");
+    let _ = writeln!(out, "{place},,other,{other},{new_other},0,,,");
+    if accounts.excess > 0 {
+        let (excess, was) = (accounts.excess, before.excess);
+        let new_excess = excess.saturating_sub(was);
+        let _ = writeln!(out, "{place},,excess,{excess},{new_excess},0,,,");
+    }
+    let (exits, own, cycles) = (
+        accounts.guest_total(),
+        accounts.own(),
+        accounts.guest_cycles(),
+    );
+    let _ = writeln!(
+        out,
+        "{place},,total,{exits},{new},{own},{cycles},{new_cycles},"
+    );
+}
+
+/// A field with text that may come from a guest: quoted where needed, never a formula, and
+/// without control characters that a terminal would act on.
+fn quoted(text: &str) -> String {
+    let mut field = String::with_capacity(text.len() + 2);
+    if text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+        field.push('\'');
+    }
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' | '\t' => field.push(c),
+            c if c.is_control() => field.extend(c.escape_default()),
+            c => field.push(c),
+        }
+    }
+    if field.contains([',', '"', '\n', '\r', '\t', ';', '\'']) {
+        return format!("\"{}\"", field.replace('"', "\"\""));
+    }
+    field
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::fixtures;
+    use proptest::prelude::*;
+
+    /// A reader as RFC 4180 has it.
+    fn read(text: &str) -> Vec<Vec<String>> {
+        let mut rows = vec![vec![String::new()]];
+        let mut inside = false;
+        let mut chars = text.chars().peekable();
+        while let Some(c) = chars.next() {
+            let row = rows.last_mut().unwrap();
+            match c {
+                '"' if inside && chars.peek() == Some(&'"') => {
+                    chars.next();
+                    row.last_mut().unwrap().push('"');
+                }
+                '"' => inside = !inside,
+                ',' if !inside => row.push(String::new()),
+                '\n' if !inside => rows.push(vec![String::new()]),
+                c => row.last_mut().unwrap().push(c),
+            }
+        }
+        rows.pop();
+        rows
+    }
+
+    #[test]
+    fn table() {
+        let mut profile = fixtures::software();
+        profile.milestones.truncate(4);
+        profile.milestones[2].name = "=1+\"1\"\nx".to_owned();
+        insta::assert_snapshot!(render(&profile));
+    }
+
+    #[test]
+    fn sums_agree() {
+        for profile in [
+            fixtures::software(),
+            fixtures::ledger(),
+            fixtures::cut_short(),
+        ] {
+            let rows = read(&render(&profile));
+            let last = rows.last().unwrap()[0].clone();
+            let number = |row: &[String], i: usize| row[i].parse::<u64>().unwrap_or(0);
+            let (totals, parts): (Vec<_>, Vec<_>) = rows[1..]
+                .iter()
+                .partition(|r| r[5].is_empty() && r[6] == "total");
+            let total = totals.last().unwrap();
+            let at_end = parts.iter().filter(|r| r[0] == last);
+            assert_eq!(at_end.map(|r| number(r, 7)).sum::<u64>(), number(total, 7));
+            let new = parts.iter().map(|r| number(r, 8)).sum::<u64>();
+            assert_eq!(new, profile.total.guest_total());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_has_every_column(profile in fixtures::any_profile()) {
+            let rows = read(&render(&profile));
+            prop_assert!(rows.iter().all(|r| r.len() == 13));
+        }
+
+        #[test]
+        fn no_field_is_a_formula(text in "[=+@\\-\t\r\",a]{0,4}") {
+            let field = read(&(quoted(&text) + "\n")).remove(0).remove(0);
+            prop_assert!(!field.starts_with(['=', '+', '-', '@', '\t', '\r']), "{field:?}");
+            prop_assert!(field == text || field[1..] == text);
+        }
+    }
+}

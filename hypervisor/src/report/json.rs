@@ -1,0 +1,28 @@
+//! The profile as JSON: the model as it is, for other programs and for `compare`.
+
+use crate::profile::Profile;
+
+/// The profile as indented JSON, ending in a newline.
+pub fn render(profile: &Profile) -> String {
+    pretty(profile)
+}
+
+/// Any value of ours as indented JSON. Our types have string keys only, so it cannot fail.
+pub(super) fn pretty(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::fixtures;
+
+    /// Whoever changes this snapshot changes the schema.
+    #[test]
+    fn schema() {
+        let mut profile = fixtures::software();
+        profile.milestones.truncate(2);
+        profile.reasons.truncate(2);
+        insta::assert_snapshot!(render(&profile));
+    }
+}

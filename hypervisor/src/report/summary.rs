@@ -1,0 +1,21 @@
+//! The summary in one line, for the end of a run that nobody asked a report of.
+
+use super::format::{clean, count};
+use crate::profile::Profile;
+
+/// What the boot cost, in one line.
+pub fn render(profile: &Profile) -> String {
+    let total = &profile.total;
+    let most = profile
+        .frequencies()
+        .first()
+        .map_or_else(String::new, |part| {
+            format!(", mostly {}", super::text::times(profile, part))
+        });
+    clean(&format!(
+        "{}: {} exits{most}; {} of the profiler's own. `exitvisor profile` shows where.",
+        profile.end.detail,
+        count(total.guest_total()),
+        count(total.own()),
+    ))
+}
