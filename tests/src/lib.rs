@@ -7,6 +7,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -181,6 +182,25 @@ pub fn names(folder: &Path) -> Vec<String> {
 /// A path as an argument.
 pub fn arg(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
+}
+
+/// An `exitvisor` for which permissions hold: run by root it is started as nobody. `None` if nobody
+/// may not even start it.
+pub fn unprivileged<S: AsRef<OsStr>>(args: &[S]) -> Option<Command> {
+    const NOBODY: u32 = 65534;
+    let demoted = |mut command: Command| {
+        // We own /proc/self.
+        if std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0) {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command
+    };
+    let version = demoted(command(&["--version"])).output();
+    version
+        .ok()?
+        .status
+        .success()
+        .then(|| demoted(command(args)))
 }
 
 /// Which KVM this host has; `None` if it has none that we may use.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use black_box::code::{hello, silent};
 use black_box::elf::{BASE, CLASS, Elf, MACHINE, PHENTSIZE, PHNUM, PHOFF};
-use black_box::{Run, arg, command, file, finish, guest, needs_kvm, run, skip};
+use black_box::{Run, arg, command, file, finish, guest, needs_kvm, run, skip, unprivileged};
 use exitvisor::status::INPUT;
 use nix::sys::stat::Mode;
 use tempfile::{TempDir, tempdir};
@@ -87,11 +87,13 @@ fn a_name_that_would_break_the_line() {
 fn unreadable() {
     let folder = tempdir().unwrap();
     let image = silent().write(folder.path());
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&image, Permissions::from_mode(0)).unwrap();
-    if File::open(&image).is_ok() {
-        return skip("unreadable", "permissions do not hold for root");
-    }
-    refused(&image, "Permission denied");
+    let Some(mut command) = unprivileged(&["run", "--kernel", arg(&image)]) else {
+        return skip("unreadable", "only root can start exitvisor here");
+    };
+    let run = finish(command.spawn().unwrap()).expect_status(INPUT);
+    run.expect_one_line(&["kernel", arg(&image), "cannot be read: Permission denied"]);
 }
 
 #[test]

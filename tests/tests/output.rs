@@ -10,7 +10,7 @@ use std::process::Stdio;
 
 use black_box::code::{GREETING, hello, silent, spinning};
 use black_box::elf::Elf;
-use black_box::{Live, Run, arg, command, file, finish, names, needs_kvm, run, skip};
+use black_box::{Live, Run, arg, command, file, finish, names, needs_kvm, run, skip, unprivileged};
 use exitvisor::profile::load;
 use exitvisor::status::{OUTPUT, TIMEOUT};
 use nix::sys::signal::Signal;
@@ -103,17 +103,31 @@ fn read_only() {
     needs_kvm!("read_only");
     let folder = tempdir().unwrap();
     let old = file(folder.path(), "old.json", b"old");
-    fs::set_permissions(&old, Permissions::from_mode(0o400)).unwrap();
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o500)).unwrap();
-    if OpenOptions::new().write(true).open(&old).is_ok() {
-        return skip("read_only", "permissions do not hold for root");
+    let (images, profiles) = (tempdir().unwrap(), tempdir().unwrap());
+    let image = spinning().write(images.path());
+    let profile = saved(profiles.path());
+    for open in [images.path(), profiles.path(), folder.path()] {
+        fs::set_permissions(open, Permissions::from_mode(0o555)).unwrap();
     }
+    fs::set_permissions(&old, Permissions::from_mode(0o444)).unwrap();
     for output in [&old, &folder.path().join("new.json")] {
-        refused_before_the_guest(output, "permission denied");
-        refused_to_reports(output, "permission denied");
+        for args in [
+            &["profile", "--kernel", arg(&image)][..],
+            &["report", arg(&profile)],
+        ] {
+            let args = [args, &["--output", arg(output)]].concat();
+            let Some(mut command) = unprivileged(&args) else {
+                return skip("read_only", "only root can start exitvisor here");
+            };
+            let run = finish(command.spawn().unwrap()).expect_status(OUTPUT);
+            run.expect_one_line(&["cannot write", arg(output), "permission denied"]);
+        }
     }
     assert_eq!(fs::read(&old).unwrap(), b"old");
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
+    // So that the folders can be removed.
+    for open in [images.path(), profiles.path(), folder.path()] {
+        fs::set_permissions(open, Permissions::from_mode(0o755)).unwrap();
+    }
 }
 
 #[test]
