@@ -95,16 +95,18 @@ fn run_guest(
         save::check(path)?;
     }
     let profile = run::run(config)?;
+    // Saved before anything is said: whoever reads standard error may let us wait.
+    let saved = match &output {
+        Some((format, path)) => save::save(path, &render(&profile, *format)),
+        None => Ok(()),
+    };
     if profile.end.cut_short {
         say(&format!("cut short: {}", profile.end.detail));
     }
-    match &output {
-        Some((format, path)) => save::save(path, &render(&profile, *format))?,
+    saved?;
+    if profile.end.cut_short && output.is_none() {
         // What led to a run's untimely end is worth a whole report.
-        None if profile.end.cut_short => {
-            let _ = io::stderr().write_all(report::text::render(&profile).as_bytes());
-        }
-        None => {}
+        let _ = io::stderr().write_all(report::text::render(&profile).as_bytes());
     }
     if summary && !profile.end.cut_short {
         say(&report::summary::render(&profile));
