@@ -508,7 +508,7 @@ impl Vcpu {
             return Err(Outcome::BadAddress);
         }
         let mut bytes = [0; 3];
-        let bytes = &mut bytes[..kind.len() as usize];
+        let bytes = &mut bytes[..kind.length() as usize];
         if self.read_linear(address, bytes) < bytes.len() {
             return Err(Outcome::BadAddress);
         }
@@ -577,14 +577,14 @@ impl Vcpu {
                         regs.rcx = answer.ecx.into();
                         regs.rdx = answer.edx.into();
                         self.shared.gates.count_query();
-                        return self.complete(regs, gate.kind.len());
+                        return self.complete(regs, gate.kind.length());
                     }
                 }
                 GateKind::Hypercall => {
                     let cpl = self.fd.get_sregs()?.ss.dpl;
                     regs.rax = gate::hypercall_answer(regs.rax, cpl);
                     self.shared.gates.count_hypercall();
-                    return self.complete(regs, gate.kind.len());
+                    return self.complete(regs, gate.kind.length());
                 }
             }
         }
