@@ -8,6 +8,8 @@ const HELLO: [u8; 10] = [0x66, 0xBA, 0xF8, 0x03, 0xB0, b'!', 0xEE, 0xB0, b'\n', 
 const SPIN: [u8; 2] = [0xEB, 0xFE];
 /// `hlt; jmp` back to it
 const HALT: [u8; 3] = [0xF4, 0xEB, 0xFD];
+/// `out dx, al; jmp` back to it: after the greeting, the end of its line over and over
+const FLOOD: [u8; 3] = [0xEE, 0xEB, 0xFD];
 /// `mov dx, 0xE08; mov al, 0; out dx, al; hlt`: ends with status 0.
 const EXIT: [u8; 8] = [0x66, 0xBA, 0x08, 0x0E, 0xB0, 0x00, 0xEE, 0xF4];
 /// `mov dx, 0x3F9; mov al, 1; out dx, al`: asks COM1 for the receive interrupt.
@@ -52,8 +54,12 @@ pub fn triple_fault() -> Elf {
 
 /// Never ends, and never stops printing empty lines.
 pub fn flooding() -> Elf {
-    // out dx, al; jmp back to it
-    Elf::of_code(&[&HELLO[..], &[0xEE, 0xEB, 0xFD]].concat())
+    Elf::of_code(&[&HELLO[..], &FLOOD].concat())
+}
+
+/// Asks for input, never takes any, and never stops printing empty lines.
+pub fn listening_and_flooding() -> Elf {
+    Elf::of_code(&[&LISTEN[..], &HELLO, &FLOOD].concat())
 }
 
 /// Asks for input, then halts for good.

@@ -98,6 +98,14 @@ impl Live {
         kill(self.pid(), signal).expect("a process to signal");
     }
 
+    /// How long the main thread has kept a CPU busy; nothing where the kernel does not tell.
+    pub fn busy(&self) -> Duration {
+        let path = format!("/proc/{}/schedstat", self.child.id());
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let nanos = text.split(' ').next().and_then(|n| n.parse().ok());
+        Duration::from_nanos(nanos.unwrap_or(0))
+    }
+
     /// Waits for the end, at most [`PATIENCE`], and sees that nothing is left running.
     #[track_caller]
     pub fn finish(mut self) -> Run {

@@ -4,7 +4,6 @@
 
 use std::io::{PipeReader, Read};
 use std::os::fd::AsFd;
-use std::process::Child;
 use std::time::Duration;
 
 use black_box::code::{
@@ -205,8 +204,7 @@ fn stuck(guest: &Guest) -> (Live, PipeReader) {
     fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     let mut command = command(&guest.args);
     command.stdout(writer);
-    let child: Child = command.spawn().unwrap();
-    (Live::of(child), reader)
+    (Live::of(command.spawn().unwrap()), reader)
 }
 
 #[test]
@@ -238,6 +236,26 @@ fn a_console_that_nobody_reads_does_not_stop_signals() {
         let run = live.finish().expect_status(status);
         assert!(run.took < AT_ONCE, "{run:#?}");
     }
+}
+
+#[test]
+fn a_profile_is_saved_even_if_nobody_reads_what_is_said() {
+    needs_kvm!("a_profile_is_saved_even_if_nobody_reads_what_is_said");
+    let folder = tempdir().unwrap();
+    let saved = folder.path().join("profile.json");
+    let options = [&JSON[..], &["--timeout", "500ms", "--output", arg(&saved)]].concat();
+    let guest = Guest::new("profile", &flooding(), &options);
+    let (reader, writer) = std::io::pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let mut command = command(&guest.args);
+    let mut live = Live::of(command.stderr(writer).spawn().unwrap());
+    // The pipe's end that the command holds.
+    drop(command);
+    live.wait_until("a profile", |_| saved.exists());
+    let profile = exitvisor::profile::load::load(&saved).unwrap();
+    assert_eq!(profile.end.kind, EndKind::Timeout);
+    drop(reader);
+    live.finish().expect_status(TIMEOUT);
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn unreadable() {
     let folder = tempdir().unwrap();
     let image = silent().write(folder.path());
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(&image, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&image, Permissions::from_mode(0o000)).unwrap();
     let Some(mut command) = unprivileged(&["run", "--kernel", arg(&image)]) else {
         return skip("unreadable", "only root can start exitvisor here");
     };

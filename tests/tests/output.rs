@@ -85,14 +85,16 @@ fn refused_to_reports(output: &Path, why: &str) {
 fn nowhere() {
     needs_kvm!("nowhere");
     let folder = tempdir().unwrap();
-    for output in [
-        folder.path().join("no/profile.json"),
-        file(folder.path(), "file", b"").join("profile.json"),
+    for (output, why) in [
+        (folder.path().join("no/p.json"), "there is no directory"),
+        (
+            file(folder.path(), "file", b"").join("p.json"),
+            "not a directory",
+        ),
     ] {
-        refused_before_the_guest(&output, "o");
-        refused_to_reports(&output, "o");
+        refused_before_the_guest(&output, why);
+        refused_to_reports(&output, why);
     }
-    refused_before_the_guest(&folder.path().join("no/p"), "no such file or directory");
     refused_before_the_guest(folder.path(), "is a directory");
     refused_to_reports(folder.path(), "is a directory");
     assert_eq!(names(folder.path()), ["file"]);
