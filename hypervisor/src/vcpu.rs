@@ -1,6 +1,6 @@
 //! A vCPU: its registers at entry, its run loop, and what it does at a gate.
 //!
-//! The loop decides nothing: [`Vcpu::enter`] turns what KVM_RUN returned into a [`Verdict`], and
+//! The loop decides nothing: `Vcpu::enter` turns what KVM_RUN returned into a `Verdict`, and
 //! the loop books it, obeys it and goes on. It allocates nothing, locks nothing (a device locks
 //! itself when it is accessed) and logs nothing (but queries, when asked to).
 
