@@ -9,10 +9,17 @@
 pub use exit_abi as abi;
 
 pub mod arch;
+pub mod cmdline;
 mod entry;
 pub mod exit;
+pub mod exit_log;
 pub mod gates;
+pub mod hypercall;
 pub mod line;
 pub mod milestone;
+pub mod once;
 pub mod own;
 pub mod serial;
+pub mod start_info;
+pub mod status;
+pub mod workload;

@@ -29,11 +29,10 @@ fn main() -> ExitCode {
             say(&error.to_string());
             error.status()
         }),
-        Err(Stop::Print(text)) => {
-            // A reader that has gone has seen enough.
-            let _ = io::stdout().write_all(text.as_bytes());
-            0
-        }
+        Err(Stop::Print(text)) => write_out(None, &text).unwrap_or_else(|error| {
+            say(&error.to_string());
+            error.status()
+        }),
         Err(Stop::Error(error)) => {
             say(&error.to_string());
             error.status()
@@ -42,9 +41,23 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// One line on standard error.
+/// One line on standard error, whatever names and values it quotes.
 fn say(line: &str) {
+    let line = report::clean(&shortened(line));
     let _ = writeln!(io::stderr(), "exitvisor: {line}");
+}
+
+/// Cuts the middle out of a text that is too long for a line: what is wrong stands at its start,
+/// what to do at its end.
+fn shortened(text: &str) -> String {
+    const KEPT: usize = 400;
+    let length = text.chars().count();
+    if length <= 2 * KEPT {
+        return text.to_owned();
+    }
+    let start: String = text.chars().take(KEPT).collect();
+    let end: String = text.chars().skip(length - KEPT).collect();
+    format!("{start} … {end}")
 }
 
 fn command(command: Command) -> Result<u8, Error> {
@@ -82,16 +95,18 @@ fn run_guest(
         save::check(path)?;
     }
     let profile = run::run(config)?;
+    // Saved before anything is said: whoever reads standard error may let us wait.
+    let saved = match &output {
+        Some((format, path)) => save::save(path, &render(&profile, *format)),
+        None => Ok(()),
+    };
     if profile.end.cut_short {
         say(&format!("cut short: {}", profile.end.detail));
     }
-    match &output {
-        Some((format, path)) => save::save(path, &render(&profile, *format))?,
+    saved?;
+    if profile.end.cut_short && output.is_none() {
         // What led to a run's untimely end is worth a whole report.
-        None if profile.end.cut_short => {
-            let _ = io::stderr().write_all(report::text::render(&profile).as_bytes());
-        }
-        None => {}
+        let _ = io::stderr().write_all(report::text::render(&profile).as_bytes());
     }
     if summary && !profile.end.cut_short {
         say(&report::summary::render(&profile));

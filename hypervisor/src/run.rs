@@ -10,6 +10,7 @@ use std::time::Duration;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use exit_abi::milestone;
 use exit_abi::reason::Reason;
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sha2::{Digest, Sha256};
@@ -28,6 +29,9 @@ use crate::{host, status};
 
 /// How often the console is drained and input is offered while nothing else happens.
 const TICK_MS: i32 = 20;
+
+/// Most bytes of input held back for the guest.
+const INPUT_HELD: usize = 4096;
 
 /// Signals that end a run.
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
@@ -65,7 +69,7 @@ enum Input {
     Watched,
     /// Cannot be watched (a regular file): offered at each tick.
     Offered,
-    /// The UART is full: looked at again at the next tick.
+    /// As much is held back as may be: looked at again once the guest has taken some.
     Full,
     /// Nothing more will come.
     Ended,
@@ -78,6 +82,8 @@ struct Watch {
     signals: SignalFd,
     timer: Option<TimerFd>,
     input: Input,
+    /// Input that the UART has had no room for.
+    held: Vec<u8>,
     terminal: bool,
     raw: Option<RawMode>,
 }
@@ -109,42 +115,62 @@ impl Watch {
         };
     }
 
-    /// Moves input into the UART as far as it has room.
+    /// Takes input, looks for the escape key in it, and hands it on.
+    ///
+    /// By the descriptor itself: `io::stdin()` would read ahead into a buffer of its own, and no
+    /// event would tell of what lies there.
     fn feed(&mut self, ops: &mut EventOps) {
-        // A vCPU that waits for a slow console holds the lock; the loop must not wait with it.
-        let Ok(mut com1) = self.shared.com1.try_lock() else {
-            return;
+        let mut bytes = [0; 256];
+        let room = INPUT_HELD - self.held.len();
+        // A terminal is read even if there is no room: the escape key must be seen.
+        let most = if self.terminal {
+            bytes.len()
+        } else {
+            room.min(bytes.len())
         };
-        let mut bytes = [0; 64];
-        let room = com1.room().min(bytes.len());
-        let watched = Events::with_data(&io::stdin(), STDIN, EventSet::IN);
-        if room == 0 {
-            if self.input == Input::Watched {
-                let _ = ops.remove(watched);
-                self.input = Input::Full;
-            }
+        if most == 0 {
+            self.unwatch(ops, Input::Full);
             return;
         }
-        match io::stdin().lock().read(&mut bytes[..room]) {
-            Ok(0) => {
-                if self.input == Input::Watched {
-                    let _ = ops.remove(watched);
-                }
-                self.input = Input::Ended;
-            }
+        match nix::unistd::read(io::stdin().as_fd(), &mut bytes[..most]) {
+            Ok(0) => self.unwatch(ops, Input::Ended),
             Ok(n) => {
                 let escape = bytes[..n]
                     .iter()
                     .position(|&b| self.terminal && b == ESCAPE_KEY);
-                com1.input(&bytes[..escape.unwrap_or(n)]);
+                // Keys for which there is no room are lost, as they are to a UART.
+                let keys = &bytes[..escape.unwrap_or(n).min(room)];
+                self.held.extend(keys);
+                self.deliver();
                 if escape.is_some() {
-                    drop(com1);
                     self.control().finish(Cause::EscapeKey);
                 }
             }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => self.input = Input::Ended,
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(_) => self.unwatch(ops, Input::Ended),
         }
+    }
+
+    /// Stops watching input. An end that stayed watched would be reported over and over.
+    fn unwatch(&mut self, ops: &mut EventOps, then: Input) {
+        if self.input == Input::Watched {
+            let _ = ops.remove(Events::with_data(&io::stdin(), STDIN, EventSet::IN));
+        }
+        self.input = then;
+    }
+
+    /// Moves held input into the UART as far as that has room.
+    fn deliver(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        // A vCPU that waits for a slow console holds the lock; the loop must not wait with it.
+        let Ok(mut com1) = self.shared.com1.try_lock() else {
+            return;
+        };
+        let n = com1.room().min(self.held.len());
+        com1.input(&self.held[..n]);
+        self.held.drain(..n);
     }
 
     /// What is done when nothing else happens.
@@ -152,9 +178,10 @@ impl Watch {
         if let Ok(mut com1) = self.shared.com1.try_lock() {
             com1.drain();
         }
+        self.deliver();
         match self.input {
             Input::Unasked if self.listening.load(Ordering::Acquire) => self.ask_for_input(ops),
-            Input::Full => {
+            Input::Full if self.held.len() < INPUT_HELD => {
                 let events = Events::with_data(&io::stdin(), STDIN, EventSet::IN);
                 if ops.add(events).is_ok() {
                     self.input = Input::Watched;
@@ -242,6 +269,7 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         signals,
         timer,
         input: Input::Unasked,
+        held: Vec::new(),
         terminal: io::stdin().is_terminal(),
         raw: None,
     }));

@@ -1,6 +1,6 @@
 //! A vCPU: its registers at entry, its run loop, and what it does at a gate.
 //!
-//! The loop decides nothing: [`Vcpu::enter`] turns what KVM_RUN returned into a [`Verdict`], and
+//! The loop decides nothing: `Vcpu::enter` turns what KVM_RUN returned into a `Verdict`, and
 //! the loop books it, obeys it and goes on. It allocates nothing, locks nothing (a device locks
 //! itself when it is accessed) and logs nothing (but queries, when asked to).
 
@@ -508,7 +508,7 @@ impl Vcpu {
             return Err(Outcome::BadAddress);
         }
         let mut bytes = [0; 3];
-        let bytes = &mut bytes[..kind.len() as usize];
+        let bytes = &mut bytes[..kind.length() as usize];
         if self.read_linear(address, bytes) < bytes.len() {
             return Err(Outcome::BadAddress);
         }
@@ -577,14 +577,14 @@ impl Vcpu {
                         regs.rcx = answer.ecx.into();
                         regs.rdx = answer.edx.into();
                         self.shared.gates.count_query();
-                        return self.complete(regs, gate.kind.len());
+                        return self.complete(regs, gate.kind.length());
                     }
                 }
                 GateKind::Hypercall => {
                     let cpl = self.fd.get_sregs()?.ss.dpl;
                     regs.rax = gate::hypercall_answer(regs.rax, cpl);
                     self.shared.gates.count_hypercall();
-                    return self.complete(regs, gate.kind.len());
+                    return self.complete(regs, gate.kind.length());
                 }
             }
         }

@@ -86,6 +86,10 @@ fn open_kvm() -> Result<Kvm, Error> {
         Error::NoKvm(advice.to_owned())
     })?;
     let version = kvm.get_api_version();
+    if version < 0 {
+        let what = "/dev/kvm is not KVM's device: remove it, and load kvm_intel or kvm_amd";
+        return Err(Error::NoKvm(what.to_owned()));
+    }
     if version != 12 {
         return Err(Error::NoKvm(format!(
             "/dev/kvm speaks API version {version}, not 12: it is no KVM that Linux documents"

@@ -6,15 +6,21 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::ffi::OsStr;
-use std::io::{Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use exitvisor::profile::{KvmKind, Profile};
+
+pub mod code;
+pub mod elf;
+pub mod live;
+
+pub use live::Live;
 
 /// Longer than any run here takes: a test that waits so long has found a hang.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -116,53 +122,29 @@ impl Run {
     }
 }
 
-/// Starts `exitvisor` with these arguments; standard input is empty.
-pub fn start<S: AsRef<OsStr>>(args: &[S]) -> Child {
-    Command::new(exitvisor())
+/// An `exitvisor` to be started with these arguments: standard input is empty, its outputs are
+/// pipes, and it leads a process group of its own.
+pub fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
+    let mut command = Command::new(exitvisor());
+    command
         .args(args)
+        .env_remove("EXITVISOR_LOG")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn()
-        .expect("exitvisor starts")
+        .process_group(0);
+    command
+}
+
+/// Starts `exitvisor` with these arguments.
+pub fn start<S: AsRef<OsStr>>(args: &[S]) -> Child {
+    command(args).spawn().expect("exitvisor starts")
 }
 
 /// Waits for it, at most [`PATIENCE`].
 #[track_caller]
-pub fn finish(mut child: Child) -> Run {
-    fn drain(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-        thread::spawn(move || {
-            let mut bytes = Vec::new();
-            if let Some(mut from) = from {
-                let _ = from.read_to_end(&mut bytes);
-            }
-            String::from_utf8_lossy(&bytes).into_owned()
-        })
-    }
-    let started = Instant::now();
-    let (out, err) = (drain(child.stdout.take()), drain(child.stderr.take()));
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("a child to wait for") {
-            break status;
-        }
-        if started.elapsed() > PATIENCE {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!(
-                "exitvisor hangs; stderr: {}",
-                err.join().unwrap_or_default()
-            );
-        }
-        thread::sleep(Duration::from_millis(5));
-    };
-    Run {
-        status: status
-            .code()
-            .unwrap_or_else(|| -status.signal().unwrap_or(0)),
-        stdout: out.join().expect("a reader"),
-        stderr: err.join().expect("a reader"),
-        took: started.elapsed(),
-    }
+pub fn finish(child: Child) -> Run {
+    Live::of(child).finish()
 }
 
 /// Runs `exitvisor` with these arguments to its end.
@@ -177,6 +159,48 @@ pub fn profile(guest_name: &str, args: &[&str]) -> Run {
     let kernel = guest(guest_name);
     let kernel = kernel.to_str().expect("a path in UTF-8");
     run(&[&["profile", "--format", "json", "--kernel", kernel], args].concat())
+}
+
+/// Writes a file into a folder.
+pub fn file(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).expect("a file to write");
+    path
+}
+
+/// The names in a folder, sorted.
+pub fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name())
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A path as an argument.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// An `exitvisor` for which permissions hold: run by root it is started as nobody. `None` if nobody
+/// may not even start it.
+pub fn unprivileged<S: AsRef<OsStr>>(args: &[S]) -> Option<Command> {
+    const NOBODY: u32 = 65534;
+    let demoted = |mut command: Command| {
+        // We own /proc/self.
+        if std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0) {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command
+    };
+    let version = demoted(command(&["--version"])).output();
+    version
+        .ok()?
+        .status
+        .success()
+        .then(|| demoted(command(args)))
 }
 
 /// Which KVM this host has; `None` if it has none that we may use.

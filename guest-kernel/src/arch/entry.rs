@@ -5,6 +5,8 @@
 
 use core::arch::global_asm;
 
+use super::gdt;
+
 /// Present, writable, accessed, dirty; and the bit that makes an entry a large page.
 const TABLE: u64 = 0x63;
 const LARGE: u64 = 0x80 | TABLE;
@@ -40,13 +42,9 @@ global_asm!(
     ".quad BOOT_DIRECTORIES + 8192 + {table}",
     ".quad BOOT_DIRECTORIES + 12288 + {table}",
     ".fill 508, 8, 0",
-    "boot_gdt:",
-    ".quad 0",
-    ".quad 0x00AF9B000000FFFF", // 0x08: 64-bit code
-    ".quad 0x00CF93000000FFFF", // 0x10: data
     "boot_gdt_pointer:",
-    ".word 23",
-    ".quad boot_gdt",
+    ".word {gdt_limit}",
+    ".long KERNEL_GDT",
     ".popsection",
     ".pushsection .bss.boot_stack, \"aw\", @nobits",
     // One page that stays unmapped once the kernel runs on its own tables, then the stack.
@@ -77,13 +75,13 @@ global_asm!(
     "or eax, 0x80010000", // PG, WP
     "mov cr0, eax",
     "lgdt [boot_gdt_pointer]",
-    // jmp 0x08:boot_long_mode, in bytes: the assembler's Intel syntax cannot spell it.
+    // jmp CODE:boot_long_mode, in bytes: the assembler's Intel syntax cannot spell it.
     ".byte 0xEA",
     ".long boot_long_mode",
-    ".word 0x08",
+    ".word {code}",
     ".code64",
     "boot_long_mode:",
-    "mov eax, 0x10",
+    "mov eax, {data}",
     "mov ds, eax",
     "mov es, eax",
     "mov ss, eax",
@@ -105,5 +103,8 @@ global_asm!(
     ".long pvh_start",
     ".popsection",
     table = const TABLE,
+    gdt_limit = const gdt::LIMIT,
+    code = const gdt::CODE,
+    data = const gdt::DATA,
     phys32 = const exit_abi::note::XEN_PHYS32_ENTRY,
 );

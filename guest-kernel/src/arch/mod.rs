@@ -2,7 +2,15 @@
 //! see functions and types without `unsafe`.
 
 pub mod cpu;
+pub mod crash;
 #[cfg(target_os = "none")]
 pub mod entry;
+pub mod fault;
 pub mod gate;
+pub mod gdt;
+pub mod lapic;
+pub mod paging;
+pub mod physical;
 pub mod port;
+pub mod scratch;
+pub mod traps;

@@ -30,7 +30,7 @@ pub enum GateKind {
 
 impl GateKind {
     /// Length of the instruction.
-    pub fn len(self) -> u64 {
+    pub fn length(self) -> u64 {
         match self {
             Self::Cpuid => 2,
             Self::Hypercall => 3,

@@ -132,16 +132,24 @@ impl Ledger {
     }
 
     /// A reason's row.
+    ///
+    /// Another thread may be writing it: numbers that depend on each other are read in an order,
+    /// and clamped, so that a copy never contradicts itself.
     pub fn row(&self, reason: Reason) -> RowCopy {
         let row = &self.rows[reason.index()];
+        let (own, timed) = (row.own.get(), row.timed.get());
+        let exits = row.exits.get();
+        let own_cycles = row.own_cycles.get();
+        let cycles = row.cycles.get();
+        let min = row.min_plus_1.get().saturating_sub(1);
         RowCopy {
-            exits: row.exits.get(),
-            own: row.own.get(),
-            timed: row.timed.get(),
-            cycles: row.cycles.get(),
-            own_cycles: row.own_cycles.get(),
-            min: row.min_plus_1.get().saturating_sub(1),
-            max: row.max.get(),
+            exits,
+            own: own.min(exits),
+            timed: timed.min(exits),
+            cycles,
+            own_cycles: own_cycles.min(cycles),
+            min,
+            max: row.max.get().max(min),
         }
     }
 

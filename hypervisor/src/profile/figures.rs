@@ -124,10 +124,14 @@ impl ReasonAccount {
         self.cycles.saturating_sub(self.own_cycles)
     }
 
-    /// How many of the guest's exits were timed. The profiler's own come out of KVM_RUN, where
-    /// every exit is timed, so they are taken to be among the timed ones.
+    /// How many of the guest's exits were timed.
+    ///
+    /// The profiler's own come out of KVM_RUN, where every exit is timed at the next entry: all of
+    /// them are taken to be timed, but for the one that took the snapshot or ended the run.
     pub fn guest_timed(&self) -> u64 {
-        self.timed.saturating_sub(self.own)
+        let in_progress = u64::from(self.timed < self.exits);
+        let own = self.own.saturating_sub(in_progress);
+        self.timed.saturating_sub(own).min(self.guest_exits())
     }
 
     /// Shortest, mean and longest of the guest's timed exits; `None` if none was timed.
@@ -495,6 +499,7 @@ mod tests {
         let profile = stepped(&[1, 7, 7, 1]);
         assert_eq!(profile.half_of_growth(), Some((2, 4)));
         assert_eq!(profile.jump().unwrap().index, 2);
+        assert_eq!(stepped(&[5, 5]).half_of_growth(), Some((1, 2)));
         assert_eq!(stepped(&[0]).half_of_growth(), None);
         assert_eq!(stepped(&[0]).jump(), None);
     }
@@ -535,11 +540,22 @@ mod tests {
         assert_eq!(
             ReasonAccount {
                 timed: 0,
-                ..account
+                ..account.clone()
             }
             .times(),
             None
         );
+        // The guest's exit was timed; the profiler's own ended the run and was not.
+        let last = ReasonAccount {
+            exits: 2,
+            own: 1,
+            timed: 1,
+            cycles: 70,
+            min: 70,
+            max: 70,
+            ..account
+        };
+        assert_eq!(last.times(), Some((70, 70, 70)));
         assert_eq!(share(1, 0), None);
     }
 

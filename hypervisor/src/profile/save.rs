@@ -36,12 +36,8 @@ impl SaveError {
 /// of it. What exists and is no regular file (a FIFO, `/dev/stdout`) is written to as it is, and
 /// so is the file that standard output already goes to.
 pub fn save(path: &Path, text: &str) -> Result<(), SaveError> {
-    let name = || match path.as_os_str().to_str() {
-        Some("-") => "standard output".to_owned(),
-        _ => line(&path.display().to_string()),
-    };
     write(path, text.as_bytes()).map_err(|source| SaveError {
-        name: name(),
+        name: name(path),
         source,
     })
 }
@@ -50,7 +46,7 @@ pub fn save(path: &Path, text: &str) -> Result<(), SaveError> {
 /// need not boot for a profile that has no place to go.
 pub fn check(path: &Path) -> Result<(), SaveError> {
     let error = |source| SaveError {
-        name: line(&path.display().to_string()),
+        name: name(path),
         source,
     };
     if path.as_os_str() == "-" {
@@ -65,19 +61,40 @@ pub fn check(path: &Path) -> Result<(), SaveError> {
             .open(&target)
             .map(drop)
             .map_err(error),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => tempfile::Builder::new()
-            .prefix(".exitvisor-")
-            .tempfile_in(folder_of(&target))
+        Err(e) if e.kind() == io::ErrorKind::NotFound => folder_of(&target)
+            .and_then(|folder| {
+                tempfile::Builder::new()
+                    .prefix(".exitvisor-")
+                    .tempfile_in(folder)
+            })
             .map(drop)
             .map_err(error),
         Err(e) => Err(error(e)),
     }
 }
 
-fn folder_of(target: &Path) -> &Path {
-    match target.parent() {
+/// The directory that a new file goes to.
+fn folder_of(target: &Path) -> io::Result<&Path> {
+    if target.as_os_str().is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let folder = match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        let text = format!("there is no directory {}", name(folder));
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+    }
+    Ok(folder)
+}
+
+/// A path as errors call it.
+fn name(path: &Path) -> String {
+    match path.as_os_str().to_str() {
+        Some("-") => "standard output".to_owned(),
+        Some("") => "\"\"".to_owned(),
+        _ => line(&path.display().to_string()),
     }
 }
 
@@ -130,7 +147,7 @@ fn is_stdout(found: &fs::Metadata) -> bool {
 }
 
 fn replace(target: &Path, bytes: &[u8], like: Option<Permissions>) -> io::Result<()> {
-    let folder = folder_of(target);
+    let folder = folder_of(target)?;
     // 0666 as every new file: the umask takes its part.
     let mut file = tempfile::Builder::new()
         .prefix(".exitvisor-")
@@ -208,6 +225,51 @@ mod tests {
         assert_eq!(names(folder.path()), ["fifo"]);
     }
 
+    /// Runs itself with a file as standard output: what is saved to `/dev/stdout` and what is
+    /// printed after it must end up in that very file.
+    #[test]
+    fn standard_output_is_shared() {
+        const CHILD: &str = "EXITVISOR_TEST_STDOUT";
+        if std::env::var_os(CHILD).is_some() {
+            return save(Path::new("/dev/stdout"), "saved\n").unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let mut out = File::create(&path).unwrap();
+        out.write_all(b"first\n").unwrap();
+        let name = "profile::save::tests::standard_output_is_shared";
+        let done = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, "1")
+            .stdout(out)
+            .status()
+            .unwrap();
+        assert!(done.success());
+        let text = fs::read_to_string(&path).unwrap();
+        let places = ["first\n", "saved\n", "test result: ok. 1 passed"].map(|t| text.find(t));
+        assert!(
+            places.iter().all(Option::is_some) && places.is_sorted(),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_file_made_read_only_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        save(&path, "kept").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o444)).unwrap();
+        if OpenOptions::new().write(true).open(&path).is_ok() {
+            return; // root may write to it
+        }
+        let error = save(&path, "lost").unwrap_err();
+        assert!(
+            error.to_string().ends_with(": permission denied"),
+            "{error}"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "kept");
+    }
+
     #[test]
     fn a_check_finds_what_saving_would() {
         let folder = tempfile::tempdir().unwrap();
@@ -233,7 +295,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .ends_with("/no/a.json: no such file or directory"),
+                .contains("/no/a.json: there is no directory /"),
             "{error}"
         );
         let error = save(folder.path(), "x").unwrap_err();

@@ -11,7 +11,7 @@ pub(crate) const NONE: &str = "–";
 
 /// A string without anything that a terminal would act on: control characters and the ones that
 /// change direction or have no shape are escaped.
-pub(crate) fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -9,6 +9,6 @@ pub mod summary;
 mod table;
 pub mod text;
 
-pub(crate) use format::clean;
+pub use format::clean;
 #[cfg(test)]
 pub(crate) use format::width;

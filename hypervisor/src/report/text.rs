@@ -115,11 +115,21 @@ fn facts(profile: &Profile) -> String {
     if profile.gates != GateFigures::default() {
         out += &labelled("gates", INDENT, &gates(&profile.gates));
     }
-    let mut recorded = profile.created.clone();
+    let mut recorded = to_seconds(&profile.created);
     if alarm(profile).is_empty() {
         recorded += &format!(" · {}", profile.end.detail);
     }
     out + &labelled("recorded", INDENT, &clean(&recorded))
+}
+
+/// An RFC 3339 time without its fraction of a second.
+fn to_seconds(time: &str) -> String {
+    match time.split_once('.') {
+        Some((seconds, fraction)) => {
+            seconds.to_owned() + fraction.trim_start_matches(|c: char| c.is_ascii_digit())
+        }
+        None => time.to_owned(),
+    }
 }
 
 fn gates(gates: &GateFigures) -> String {
@@ -648,6 +658,17 @@ mod tests {
     #[test]
     fn at_the_limits_of_u64() {
         insta::assert_snapshot!(render(&fixtures::huge()));
+    }
+
+    #[test]
+    fn times_of_day() {
+        assert_eq!(
+            to_seconds("2026-11-20T05:39:37.912Z"),
+            "2026-11-20T05:39:37Z"
+        );
+        assert_eq!(to_seconds("2026-11-20T05:39:37Z"), "2026-11-20T05:39:37Z");
+        assert_eq!(to_seconds("1.5+01:00"), "1+01:00");
+        assert_eq!(to_seconds(""), "");
     }
 
     #[test]

@@ -1,0 +1,177 @@
+//! The kernel's own page tables: its image by 4 KiB pages with the rights of each section, the
+//! rest of RAM by 2 MiB pages, and the few pages of devices, uncached.
+//!
+//! Nearly all of it is constants of the image, because every instruction counts on an interpreted
+//! CPU: left for run time are the links, the image's rights and how much RAM there is.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::lapic;
+
+/// Present, accessed, dirty: a CPU that emulates paging need not set the two.
+const PRESENT: u64 = 0x61;
+const WRITABLE: u64 = 1 << 1;
+/// PWT and PCD: uncached with the page-attribute table of reset.
+const UNCACHED: u64 = 3 << 3;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+const TABLE: u64 = PRESENT | WRITABLE;
+const READ_ONLY: u64 = PRESENT | NO_EXECUTE;
+const DATA: u64 = PRESENT | WRITABLE | NO_EXECUTE;
+const CODE: u64 = PRESENT;
+
+/// RAM beyond this is left alone: the kernel needs no more.
+pub const MAPPED_MAX: u64 = 1 << 30;
+/// Bytes of a large page; the first is mapped by small ones.
+pub const LARGE_PAGE: u64 = 2 << 20;
+const PAGE: u64 = 4096;
+/// Where a PC's low RAM ends, and where RAM goes on.
+const LOW_END: u64 = 0xA_0000;
+const HIGH_START: u64 = 0x10_0000;
+/// Where the first IOAPIC is.
+const IOAPIC: u64 = 0xFEC0_0000;
+
+#[repr(C, align(4096))]
+struct Table([AtomicU64; 512]);
+
+impl Table {
+    const fn empty() -> Self {
+        Self([const { AtomicU64::new(0) }; 512])
+    }
+
+    fn set(&self, index: usize, entry: u64) {
+        if let Some(slot) = self.0.get(index) {
+            slot.store(entry, Ordering::Relaxed);
+        }
+    }
+
+    fn link(&self, index: usize, next: &Table) {
+        // Memory is mapped one to one, so that an address is a physical one.
+        self.set(index, &raw const *next as u64 | TABLE);
+    }
+}
+
+static PML4: Table = Table::empty();
+static PDPT: Table = Table::empty();
+/// 0–1 GiB.
+static RAM: Table = Table::empty();
+/// 0–2 MiB: low RAM and the image. Page 0 stays unmapped, for null pointers.
+static FIRST: Table = first();
+/// 3–4 GiB.
+static DEVICES: Table = devices();
+
+const fn first() -> Table {
+    let mut table = [const { AtomicU64::new(0) }; 512];
+    let mut page = 1;
+    while page < 512 {
+        let address = page as u64 * PAGE;
+        if address < LOW_END || address >= HIGH_START {
+            table[page] = AtomicU64::new(address | DATA);
+        }
+        page += 1;
+    }
+    Table(table)
+}
+
+const fn devices() -> Table {
+    let mut table = [const { AtomicU64::new(0) }; 512];
+    let addresses = [exit_abi::SCRATCH_PAGE, IOAPIC, lapic::BASE];
+    let mut i = 0;
+    while i < addresses.len() {
+        let address = addresses[i] & !(LARGE_PAGE - 1);
+        table[(address >> 21) as usize & 511] = AtomicU64::new(address | DATA | UNCACHED | LARGE);
+        i += 1;
+    }
+    Table(table)
+}
+
+/// The large pages that lie wholly in a range of RAM, from the second up to [`MAPPED_MAX`].
+fn large_pages(start: u64, length: u64) -> core::ops::Range<u64> {
+    let end = start.saturating_add(length).min(MAPPED_MAX) / LARGE_PAGE;
+    let first = start.div_ceil(LARGE_PAGE).max(1);
+    first..end.max(first)
+}
+
+/// Maps a range of RAM, as far as it fills large pages below [`MAPPED_MAX`].
+pub fn map_ram(start: u64, length: u64) {
+    for page in large_pages(start, length) {
+        RAM.set(page as usize, (page * LARGE_PAGE) | DATA | LARGE);
+    }
+}
+
+/// Gives the image's pages their rights, takes the guard page away, links the tables and
+/// switches to them. RAM comes first, by [`map_ram`].
+#[cfg(target_os = "none")]
+pub fn install() {
+    unsafe extern "sysv64" {
+        static __text_start: u8;
+        static __text_end: u8;
+        static __rodata_start: u8;
+        static __rodata_end: u8;
+        static boot_stack_guard: u8;
+    }
+    let rights = |from: *const u8, to: *const u8, rights: u64| {
+        let mut address = from as u64;
+        while address < to as u64 {
+            FIRST.set((address / PAGE) as usize, address | rights);
+            address += PAGE;
+        }
+    };
+    rights(&raw const __text_start, &raw const __text_end, CODE);
+    rights(
+        &raw const __rodata_start,
+        &raw const __rodata_end,
+        READ_ONLY,
+    );
+    FIRST.set((&raw const boot_stack_guard as u64 / PAGE) as usize, 0);
+    PML4.link(0, &PDPT);
+    PDPT.link(0, &RAM);
+    PDPT.link(3, &DEVICES);
+    RAM.link(0, &FIRST);
+    // SAFETY: the tables live as long as the kernel and map its code, data and stack where they
+    // are, with the rights they need; the linker script asserts that all lie in the first 2 MiB.
+    // What they do not map (start info, beyond RAM) is not used after this.
+    unsafe {
+        core::arch::asm!("mov cr3, {}", in(reg) &raw const PML4, options(nostack, preserves_flags));
+    }
+}
+
+/// The host has its own page tables.
+#[cfg(not(target_os = "none"))]
+pub fn install() {
+    let _ = (READ_ONLY, CODE, &PML4, &PDPT, &FIRST, &DEVICES, Table::link);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(table: &Table, index: usize) -> u64 {
+        table.0[index].load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn the_first_pages() {
+        assert_eq!(entry(&FIRST, 0), 0);
+        assert_eq!(entry(&FIRST, 1), 0x8000_0000_0000_1063);
+        assert_eq!(entry(&FIRST, 0xA0), 0);
+        assert_eq!(entry(&FIRST, 0x100), 0x8000_0000_0010_0063);
+    }
+
+    #[test]
+    fn devices_are_uncached_and_not_executable() {
+        let mapped: Vec<_> = (0..512).filter(|&i| entry(&DEVICES, i) != 0).collect();
+        assert_eq!(mapped, [0x080, 0x1F6, 0x1F7]);
+        assert_eq!(entry(&DEVICES, 0x1F7), 0x8000_0000_FEE0_00FB);
+    }
+
+    #[test]
+    fn only_whole_large_pages_of_ram() {
+        assert_eq!(large_pages(0x10_0000, 63 << 20), 1..32);
+        assert_eq!(large_pages(0x10_0000, 0x1F_FFFF), 1..1);
+        assert_eq!(large_pages(0x30_0000, 0x30_0000), 2..3);
+        assert_eq!(large_pages(0, u64::MAX), 1..512);
+        assert_eq!(large_pages(u64::MAX, u64::MAX).count(), 0);
+        assert_eq!(large_pages(4 << 30, 1 << 30).count(), 0);
+    }
+}

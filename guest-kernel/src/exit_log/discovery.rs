@@ -1,0 +1,106 @@
+//! Finding out whether an Exitvisor is underneath, and which leaf asks what.
+
+use core::fmt;
+
+use exit_abi::leaf::{self, Layout, Registers};
+
+/// Why there is nothing to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// The discovery leaf does not answer with the signature.
+    NoSignature,
+    /// The interface is of a version that we do not speak.
+    Version(u32),
+    /// The layout makes no sense.
+    Layout(u32),
+    /// The leaves answer nothing: the gate is not armed.
+    Silent,
+}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSignature => f.write_str("no Exitvisor underneath: nobody to ask"),
+            Self::Version(v) => write!(
+                f,
+                "Exitvisor speaks version {v} of the interface: not asked"
+            ),
+            Self::Layout(l) => write!(
+                f,
+                "Exitvisor names an impossible layout, {l:#010x}: not asked"
+            ),
+            Self::Silent => f.write_str("Exitvisor does not answer at our gate"),
+        }
+    }
+}
+
+/// Asks the two static leaves, by an ordinary CPUID.
+pub fn discover(mut cpuid: impl FnMut(u32, u32) -> Registers) -> Result<Layout, Absent> {
+    let found = cpuid(leaf::DISCOVERY, 0);
+    let words = [found.ebx, found.ecx, found.edx];
+    let signature = leaf::SIGNATURE.as_chunks::<4>().0;
+    if !words
+        .iter()
+        .zip(signature)
+        .all(|(word, bytes)| word.to_le_bytes() == *bytes)
+    {
+        return Err(Absent::NoSignature);
+    }
+    let info = cpuid(leaf::INFO, 0);
+    if info.eax != exit_abi::VERSION {
+        return Err(Absent::Version(info.eax));
+    }
+    let layout = Layout::unpack(info.edx);
+    if layout.is_valid() {
+        Ok(layout)
+    } else {
+        Err(Absent::Layout(info.edx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exitvisor(version: u32, layout: u32) -> impl FnMut(u32, u32) -> Registers {
+        move |leaf, _| match leaf {
+            leaf::DISCOVERY => Registers {
+                eax: leaf::HIGHEST,
+                ebx: u32::from_le_bytes(*b"Exit"),
+                ecx: u32::from_le_bytes(*b"viso"),
+                edx: u32::from_le_bytes(*b"rABI"),
+            },
+            leaf::INFO => Registers {
+                eax: version,
+                edx: layout,
+                ..Registers::default()
+            },
+            _ => Registers::default(),
+        }
+    }
+
+    #[test]
+    fn layouts() {
+        for layout in [
+            Layout::CLASSIC,
+            Layout::REVERSED,
+            Layout::unpack(0x1314_1512),
+        ] {
+            assert_eq!(discover(exitvisor(1, layout.pack())), Ok(layout));
+        }
+    }
+
+    #[test]
+    fn nobody_to_ask() {
+        assert_eq!(
+            discover(|_, _| Registers::default()),
+            Err(Absent::NoSignature)
+        );
+        assert_eq!(discover(exitvisor(2, 0xFCFD_FEFF)), Err(Absent::Version(2)));
+        assert_eq!(
+            discover(exitvisor(1, 0xFFFF_FFFF)),
+            Err(Absent::Layout(u32::MAX))
+        );
+        assert_eq!(discover(exitvisor(1, 0)), Err(Absent::Layout(0)));
+    }
+}

@@ -1,0 +1,14 @@
+//! The exit statuses by which the kernel says what went wrong.
+
+/// A workload's exits were not counted as the source promises.
+pub const WORKLOAD_FAILED: u32 = 2;
+/// A word of the command line has a value that makes no sense.
+pub const BAD_COMMAND_LINE: u32 = 3;
+/// Start info, memory map or command line cannot be used.
+pub const BAD_BOOT_INFORMATION: u32 = 4;
+/// The gate port refused a gate.
+pub const GATE_REFUSED: u32 = 5;
+/// A hypercall got another answer than the interface promises.
+pub const WRONG_HYPERCALL: u32 = 6;
+/// An exception that was provoked did not arrive, or another one did.
+pub const WRONG_EXCEPTION: u32 = 7;
