@@ -151,6 +151,10 @@ fn create_vcpu(
             .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
     fd.set_cpuid2(&table)
         .map_err(kvm_error("the CPUID table"))?;
+    // Set as it is. Not idle: a KVM whose map of APIC identifiers is not up to date drops an INIT
+    // for a vCPU whose APIC nobody has written yet (seen on software KVM, Linux 6.18).
+    let lapic = fd.get_lapic().map_err(kvm_error("reading a local APIC"))?;
+    fd.set_lapic(&lapic).map_err(kvm_error("a local APIC"))?;
     Ok(fd)
 }
 
