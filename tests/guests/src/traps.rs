@@ -51,7 +51,10 @@ pub fn install() {
     }
     // An interrupt gate of the 64-bit code segment, present (SDM vol. 3A, 7.14.1).
     let gate = |handler: u64| {
-        [handler & 0xFFFF | 0x08 << 16 | 0x8E00 << 32 | (handler & 0xFFFF_0000) << 32, handler >> 32]
+        [
+            handler & 0xFFFF | 0x08 << 16 | 0x8E00 << 32 | (handler & 0xFFFF_0000) << 32,
+            handler >> 32,
+        ]
     };
     #[repr(C, packed)]
     struct Pointer(u16, u64);
@@ -60,7 +63,10 @@ pub fn install() {
     unsafe {
         IDT[1] = gate(trap_debug as *const () as u64);
         IDT[6] = gate(trap_undefined as *const () as u64);
-        let pointer = Pointer(size_of_val(&*(&raw const IDT)) as u16 - 1, &raw const IDT as u64);
+        let pointer = Pointer(
+            size_of_val(&*(&raw const IDT)) as u16 - 1,
+            &raw const IDT as u64,
+        );
         asm!("lidt [{}]", in(reg) &pointer);
     }
 }

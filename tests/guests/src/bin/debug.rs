@@ -33,7 +33,11 @@ fn guest(start_info: u32) -> u32 {
         check_eq(1, traps::debug_count(), 1, "one step, one #DB");
         check_eq(2, DEBUG_DR6.load(Relaxed) & 0xE00F, 1 << 14, "BS in DR6");
         let rip = DEBUG_RIP.load(Relaxed);
-        check(3, (after - 8..=after).contains(&rip), "it came behind the NOP");
+        check(
+            3,
+            (after - 8..=after).contains(&rip),
+            "it came behind the NOP",
+        );
         // A step over a CPUID that a gate answers: the trap comes all the same.
         let info: u32;
         // SAFETY: as above; the routine is the gate's CPUID, called with TF set one instruction
@@ -50,7 +54,12 @@ fn guest(start_info: u32) -> u32 {
         // SAFETY: the handler returns behind ICEBP.
         unsafe { asm!(".byte 0xF1", "lea {}, [rip]", out(reg) after) }
         check_eq(6, traps::debug_count(), 1, "ICEBP, one #DB");
-        check_eq(7, DEBUG_RIP.load(Relaxed), after - 7, "it is a trap: RIP behind it");
+        check_eq(
+            7,
+            DEBUG_RIP.load(Relaxed),
+            after - 7,
+            "it is a trap: RIP behind it",
+        );
     }
     if part == 3 {
         // SAFETY: a breakpoint on code of ours; the handler returns from it.
@@ -59,8 +68,17 @@ fn guest(start_info: u32) -> u32 {
                 "2: nop", "xor {t:e}, {t:e}", "mov dr7, {t}", t = out(reg) _);
         }
         // Whether KVM masks them is KVM's business: the test knows what to expect of which.
-        check(40, traps::debug_count() == 0, "not masked while a gate is armed");
+        check(
+            40,
+            traps::debug_count() == 0,
+            "not masked while a gate is armed",
+        );
     }
-    check_eq(9, gate_cpuid(leaf::INFO, 0).eax, exit_abi::VERSION, "the gate still answers");
+    check_eq(
+        9,
+        gate_cpuid(leaf::INFO, 0).eax,
+        exit_abi::VERSION,
+        "the gate still answers",
+    );
     0
 }

@@ -19,13 +19,33 @@ fn guest(start_info: u32) -> u32 {
     test_guests::traps::install();
     let register = Command::RegisterHypercall as u32;
     let site = hypercall_site();
-    check_eq(1, gate(Command::RegisterCpuid as u32, site), Some(NotTheInstruction), "no CPUID");
+    check_eq(
+        1,
+        gate(Command::RegisterCpuid as u32, site),
+        Some(NotTheInstruction),
+        "no CPUID",
+    );
     check_eq(2, gate(register, site), Some(Done), "registered");
-    check_eq(3, gate_hypercall(hypercall::WHO_ARE_YOU), hypercall::ANSWER, "who are you");
+    check_eq(
+        3,
+        gate_hypercall(hypercall::WHO_ARE_YOU),
+        hypercall::ANSWER,
+        "who are you",
+    );
     for number in [0, 1, 0x284, 0x1_0000_0283, u64::MAX] {
-        check_eq(4, gate_hypercall(number), hypercall::UNKNOWN, "another number");
+        check_eq(
+            4,
+            gate_hypercall(number),
+            hypercall::UNKNOWN,
+            "another number",
+        );
     }
-    check_eq(5, gate(Command::Withdraw as u32, site), Some(Done), "withdrawn");
+    check_eq(
+        5,
+        gate(Command::Withdraw as u32, site),
+        Some(Done),
+        "withdrawn",
+    );
     if test_guests::cmdline_number(start_info) == 1 {
         // KVM's own answer, or #UD where it offers none: never a hang.
         gate_hypercall(hypercall::WHO_ARE_YOU);

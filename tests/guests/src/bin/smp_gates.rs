@@ -38,8 +38,18 @@ fn work(first: u32, site: u64) {
             core::arch::asm!("mov {b}, rbx", "call {at}", "mov rbx, {b}", b = out(reg) _, at = in(reg) site,
                 inout("eax") leaf::FLAGS => answer, inout("ecx") 30 => _, out("edx") _);
         }
-        check_eq(first + 1, answer & leaf::flags::DEFINED, 1, "answered at the CPU's own gate");
-        check_eq(first + 2, gate_cpuid(leaf::INFO, 0).eax, 1, "answered at the common gate");
+        check_eq(
+            first + 1,
+            answer & leaf::flags::DEFINED,
+            1,
+            "answered at the CPU's own gate",
+        );
+        check_eq(
+            first + 2,
+            gate_cpuid(leaf::INFO, 0).eax,
+            1,
+            "answered at the common gate",
+        );
         check_eq(first + 3, withdraw(site), Some(Done), "withdrawn");
     }
 }
