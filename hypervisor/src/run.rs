@@ -20,7 +20,7 @@ use crate::config::{Config, edition_name};
 use crate::devices::control::{Cause, Control};
 use crate::error::{Error, host as host_error};
 use crate::exits::books::{Figures, Scratch};
-use crate::exits::milestone::Name;
+use crate::exits::milestone::{Clocks, Name};
 use crate::profile::{End, EndKind, Image, Machine, Profile, ReasonInfo, SCHEMA, Tool, VERSION};
 use crate::terminal::{ESCAPE_KEY, RawMode};
 use crate::vcpu::{Shared, Standing, catch_kicks};
@@ -313,6 +313,7 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
             watch.tick(&mut ops);
         }
     }
+    let clocks = shared.clocks();
     let standings = join(&shared, threads);
     if let Ok(mut com1) = shared.com1.lock() {
         com1.drain();
@@ -357,7 +358,7 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         host: host::describe(kvm, tsc_khz),
         machine: machine(config, images),
         sources,
-        end: end(&cause, config, &standings),
+        end: end(&cause, config, &standings, clocks),
         milestones,
         milestones_dropped,
         total,
@@ -450,7 +451,7 @@ fn describe(standings: &[Option<Standing>]) -> String {
 }
 
 /// From the cause to the status and the words.
-fn end(cause: &Cause, config: &Config, standings: &[Option<Standing>]) -> End {
+fn end(cause: &Cause, config: &Config, standings: &[Option<Standing>], clocks: Clocks) -> End {
     let (status, kind, detail) = match cause {
         Cause::Exit(exit_abi::status::CRASH) => (
             status::CRASH,
@@ -502,6 +503,8 @@ fn end(cause: &Cause, config: &Config, standings: &[Option<Standing>]) -> End {
         kind,
         detail,
         cut_short,
+        tsc: clocks.tsc,
+        nanos: clocks.nanos,
     }
 }
 
@@ -534,7 +537,7 @@ mod tests {
             interruptible: false,
             rip: 0x10_0000,
         };
-        let end = |cause| end(&cause, &config(), &[Some(standing)]);
+        let end = |cause| end(&cause, &config(), &[Some(standing)], Clocks::default());
         let cases = [
             (Cause::Exit(0), 0, false),
             (Cause::Exit(63), 63, false),

@@ -185,8 +185,8 @@ fn open_sources(fd: &VcpuFd, ledger: &Arc<Ledger>, kvm: KvmKind) -> (VcpuBook, V
         Ok(stats) => {
             sources.push(Box::new(stats));
             let what = if software {
-                "the total of all exits, as software KVM counts them; HLT per reason (io_exits \
-                 stays 0 there); no cycles"
+                "the total of all exits, as software KVM counts them; HLT per reason (the \
+                 other counters stay 0 there); no cycles"
             } else {
                 "the total of all exits; HLT, external interrupt, I/O, interrupt and NMI window, \
                  VMCALL per reason; no cycles"

@@ -450,7 +450,8 @@ impl Profile {
         if self.total.excess > 0 {
             let excess = self.total.excess;
             warnings.push(format!(
-                "the sources disagree: {excess} exits more were attributed than KVM counted"
+                "{excess} more were attributed than KVM counted as exits: one exit can return to \
+                 userspace in parts (a long string, an access over a page's end)"
             ));
         }
         let vcpus: u128 = self.vcpus.iter().map(|v| u128::from(v.total)).sum();

@@ -170,6 +170,8 @@ pub(crate) fn zero() -> Profile {
             kind: EndKind::Exit,
             detail: "the guest exited with status 0".to_owned(),
             cut_short: false,
+            tsc: 60_000_000,
+            nanos: 24_000_000,
         },
         milestones: vec![milestone(1, "reset", 0, Accounts::default())],
         milestones_dropped: 0,
@@ -246,6 +248,8 @@ pub(crate) fn cut_short() -> Profile {
         kind: EndKind::Timeout,
         detail: "time limit of 30 s reached: last milestone \"exceptions\"".to_owned(),
         cut_short: true,
+        tsc: 60_000_000,
+        nanos: 24_000_000,
     };
     profile.machine.cmdline = "console=ttyS0 wait=\u{1b}[31mred".to_owned();
     profile

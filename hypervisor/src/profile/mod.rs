@@ -166,6 +166,10 @@ pub struct End {
     pub detail: String,
     /// The guest did not end by itself: the profile stops in the middle.
     pub cut_short: bool,
+    /// TSC cycles since the VM started.
+    pub tsc: u64,
+    /// Nanoseconds since the VM started (CLOCK_MONOTONIC).
+    pub nanos: u64,
 }
 
 /// In what way a run ended.

@@ -40,7 +40,7 @@ fn rows(out: &mut String, profile: &Profile, step: &Step<'_>, before: &crate::pr
             m.vcpu,
             m.nanos
         ),
-        None => format!("{index},{},,,", quoted(name)),
+        None => format!("{index},{},,,{}", quoted(name), profile.end.nanos),
     };
     for r in &accounts.reasons {
         let new = delta.reasons.iter().find(|d| d.reason == r.reason);

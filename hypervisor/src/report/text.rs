@@ -247,6 +247,7 @@ fn milestones(profile: &Profile) -> String {
             .milestones
             .iter()
             .map(|m| m.nanos)
+            .chain([profile.end.nanos])
             .max()
             .unwrap_or(0),
     );
@@ -265,8 +266,7 @@ fn milestones(profile: &Profile) -> String {
             let growth = bar(step.delta.exits, most, BAR);
             table.row(vec![
                 step_name(profile, step),
-                step.milestone
-                    .map_or(NONE.to_owned(), |m| clock.show(m.nanos)),
+                clock.show(step.milestone.map_or(profile.end.nanos, |m| m.nanos)),
                 count(step.accounts.guest_total()),
                 count_or_none(step.delta.exits),
                 count_or_none(step.delta.cycles),
