@@ -17,7 +17,7 @@ use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_SHUTDOWN, KVM_GUESTDBG_ENABLE,
     KVM_GUESTDBG_INJECT_DB, KVM_MP_STATE_HALTED, kvm_debug_exit_arch, kvm_guest_debug, kvm_regs,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::control::{Cause, Control};
@@ -67,6 +67,8 @@ pub struct Shared {
     pub ignores_rf: AtomicBool,
     /// KVM_GUESTDBG_BLOCKIRQ, if KVM has it.
     pub step_flags: u32,
+    /// KVM copies the general registers to and from kvm_run (KVM_CAP_SYNC_REGS).
+    pub sync_regs: bool,
     /// Print a line per query.
     pub log_queries: bool,
     /// When the VM started; set once, by the first to run.
@@ -185,7 +187,10 @@ pub struct Vcpu {
 
 impl Vcpu {
     /// A vCPU with its registers set, not yet running.
-    pub fn new(fd: VcpuFd, index: usize, shared: Arc<Shared>, ledger: Arc<Ledger>) -> Self {
+    pub fn new(mut fd: VcpuFd, index: usize, shared: Arc<Shared>, ledger: Arc<Ledger>) -> Self {
+        if shared.sync_regs {
+            fd.set_sync_valid_reg(SyncReg::Register);
+        }
         Self {
             fd,
             index,
@@ -561,7 +566,7 @@ impl Vcpu {
 
     /// Answers at a gate, or passes the instruction unchanged.
     fn at_gate(&mut self, slot: usize, gate: Gate) -> Result<(), kvm_ioctls::Error> {
-        let mut regs = self.fd.get_regs()?;
+        let mut regs = self.regs_at_exit()?;
         let mut bytes = [0; 3];
         let got = self.read_linear(gate.address, &mut bytes);
         let bytes = &bytes[..got];
@@ -616,11 +621,32 @@ impl Vcpu {
         self.passed = None;
         regs.rip = regs.rip.wrapping_add(length);
         regs.rflags &= !RF;
-        self.fd.set_regs(&regs)?;
         if regs.rflags & TF != 0 {
-            self.inject_debug(DR6_BS)
+            // By the ioctl, before the injection: registers set later would drop the exception.
+            self.fd.set_regs(&regs)?;
+            return self.inject_debug(DR6_BS);
+        }
+        self.set_regs_at_entry(&regs)
+    }
+
+    /// The registers, right after KVM_RUN has returned. Where KVM leaves them in kvm_run they cost
+    /// no system call of their own.
+    fn regs_at_exit(&self) -> Result<kvm_regs, kvm_ioctls::Error> {
+        if self.shared.sync_regs {
+            Ok(self.fd.sync_regs().regs)
         } else {
+            self.fd.get_regs()
+        }
+    }
+
+    /// The registers for the next entry; nothing else may be asked of the vCPU in between.
+    fn set_regs_at_entry(&mut self, regs: &kvm_regs) -> Result<(), kvm_ioctls::Error> {
+        if self.shared.sync_regs {
+            self.fd.sync_regs_mut().regs = *regs;
+            self.fd.set_sync_dirty_reg(SyncReg::Register);
             Ok(())
+        } else {
+            self.fd.set_regs(regs)
         }
     }
 
@@ -640,7 +666,7 @@ impl Vcpu {
             };
             self.passed = Some((regs, again));
             if again < RF_PATIENCE {
-                return self.fd.set_regs(&regs);
+                return self.set_regs_at_entry(&regs);
             }
             self.shared.ignores_rf.store(true, Ordering::Relaxed);
         }

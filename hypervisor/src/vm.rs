@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use kvm_bindings::{
     CpuId, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ,
-    KVM_MAX_CPUID_ENTRIES, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap,
+    KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_REGS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -367,6 +367,7 @@ pub fn build(config: &Config) -> Result<Vm, Error> {
         edition: config.edition,
         ignores_rf: AtomicBool::new(kind == KvmKind::Software),
         step_flags: can_block & KVM_GUESTDBG_BLOCKIRQ,
+        sync_regs: kvm.check_extension_int(Cap::SyncRegs) as u32 & KVM_SYNC_X86_REGS != 0,
         log_queries: config.log_queries,
         started: OnceLock::new(),
         threads: Mutex::new(vec![None; fds.len()]),
