@@ -56,7 +56,7 @@ impl Bench {
         let measured_boot = || {
             let step = Step::new(&built.exitvisor).args(["profile", "--kernel"]);
             step.arg(&built.guest_kernel)
-                .args(["--format", "json", "--output"])
+                .args(["--memory", "64M", "--format", "json", "--output"])
                 .arg(&profile)
         };
 

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 
-/// What the mapping of guest memory is called (a memfd of exitvisor's).
-const GUEST_RAM: &str = "exitvisor-guest-ram";
+/// Guest memory of the guest that is watched, in KiB: its mapping has this size, and is the only one
+/// for which the kernel reserves nothing (`nr` among its flags).
+const GUEST_RAM_KIB: u64 = 64 << 10;
 
 /// Resident memory besides guest memory, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Watch {
         most.private = most.private.max(now.private);
     }
 
-    /// The most that was seen; `None` if guest memory was never seen by its name.
+    /// The most that was seen; `None` if guest memory was never seen.
     pub(crate) fn most(&self) -> Option<Besides> {
         self.most
     }
@@ -59,34 +60,39 @@ impl Watch {
 /// what is not told apart must not be booked as the VMM's.
 fn parse(smaps: &str) -> Option<Besides> {
     let mut sum = Besides::default();
-    let (mut is_guest, mut guest_seen) = (false, false);
+    let mut guest_seen = false;
+    // "7f…-7f… rw-p 00000000 00:00 0" opens a mapping, "Rss:   4 kB" belongs to it, and its flags
+    // end it.
+    let (mut size, mut resident, mut private) = (0, 0, 0);
     for line in smaps.lines() {
-        // "7f…-7f… rw-s 00000000 00:01 1 /memfd:…" opens a mapping, "Rss:   4 kB" belongs to it.
         let first = line.split_ascii_whitespace().next().unwrap_or_default();
-        let Some(field) = first.strip_suffix(':') else {
-            is_guest = line.contains(GUEST_RAM);
-            guest_seen |= is_guest;
-            continue;
-        };
-        if is_guest {
-            continue;
-        }
-        match field {
-            "Rss" => sum.resident += bytes(line),
-            "Private_Clean" | "Private_Dirty" => sum.private += bytes(line),
-            _ => {}
+        match first.strip_suffix(':') {
+            None => (size, resident, private) = (0, 0, 0),
+            Some("Size") => size = kib(line),
+            Some("Rss") => resident = kib(line),
+            Some("Private_Clean" | "Private_Dirty") => private += kib(line),
+            Some("VmFlags") => {
+                let unreserved = line.split_ascii_whitespace().any(|flag| flag == "nr");
+                if size == GUEST_RAM_KIB && unreserved {
+                    guest_seen = true;
+                } else {
+                    sum.resident += resident * 1024;
+                    sum.private += private * 1024;
+                }
+            }
+            Some(_) => {}
         }
     }
     guest_seen.then_some(sum)
 }
 
 /// The figure of a line such as `Rss:   4 kB`.
-fn bytes(line: &str) -> u64 {
+fn kib(line: &str) -> u64 {
     let figure = line
         .split_ascii_whitespace()
         .nth(1)
         .and_then(|word| word.parse::<u64>().ok());
-    figure.unwrap_or(0) * 1024
+    figure.unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -100,13 +106,16 @@ Rss:                 800 kB
 Private_Clean:       700 kB
 Private_Dirty:         0 kB
 VmFlags: rd ex mr mw me
-7f0000000000-7f0004000000 rw-s 00000000 00:01 2062    /memfd:exitvisor-guest-ram (deleted)
+7f0000000000-7f0004000000 rw-p 00000000 00:00 0
 Size:              65536 kB
 Rss:               12000 kB
 Private_Dirty:     12000 kB
+VmFlags: rd wr mr mw me nr
 7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0       [stack]
+Size:                132 kB
 Rss:                  24 kB
 Private_Dirty:        20 kB
+VmFlags: rd wr mr mw me gd ac
 ";
 
     #[test]
@@ -119,11 +128,10 @@ Private_Dirty:        20 kB
     }
 
     #[test]
-    fn unknown_without_a_name_for_guest_memory() {
-        assert_eq!(
-            parse(&SMAPS.replace("memfd:exitvisor", "memfd:other")),
-            None
-        );
+    fn unknown_without_guest_memory() {
+        for (one, other) in [("65536", "65540"), (" nr", "")] {
+            assert_eq!(parse(&SMAPS.replace(one, other)), None);
+        }
         assert_eq!(parse(""), None);
     }
 }
