@@ -4,6 +4,7 @@
 //! The prose of this contract, with examples, is `docs/guest-interface.md`.
 #![no_std]
 
+pub mod devicetree;
 pub mod gate;
 pub mod hypercall;
 pub mod leaf;

@@ -18,7 +18,19 @@ pub const GATE_HIGH: u16 = 0x0E14;
 pub const GATE_COMMAND: u16 = 0x0E18;
 /// OUT and IN of any width: does nothing, reads as zeros. For workloads that want port exits.
 pub const SCRATCH: u16 = 0x0E1C;
+/// ACPI's sleep control register, 8 bits (ACPI 6.5, 4.8.3.7): [`POWER_OFF`] ends the VM.
+pub const SLEEP_CONTROL: u16 = 0x0E20;
+/// ACPI's sleep status register, 8 bits: reads as zero, no wake-up is pending.
+pub const SLEEP_STATUS: u16 = 0x0E21;
+/// ACPI's reset register, 8 bits: [`RESET_VALUE`] resets the machine.
+pub const RESET: u16 = 0x0E22;
 /// Last port of ours.
-pub const LAST: u16 = 0x0E1F;
+pub const LAST: u16 = 0x0E2F;
+/// SLP_TYP of S5, as the DSDT's `\_S5` names it.
+pub const S5: u8 = 5;
+/// What powers the machine off: SLP_EN (bit 5) with SLP_TYP (bits 4:2) = [`S5`].
+pub const POWER_OFF: u8 = 1 << 5 | S5 << 2;
+/// What resets the machine.
+pub const RESET_VALUE: u8 = 0xA5;
 /// COM1: a 16550A, interrupt 4.
 pub const COM1: u16 = 0x03F8;

@@ -64,7 +64,7 @@ pub fn install() {
         IDT[1] = gate(trap_debug as *const () as u64);
         IDT[6] = gate(trap_undefined as *const () as u64);
         let pointer = Pointer(
-            size_of_val(&*(&raw const IDT)) as u16 - 1,
+            size_of::<[[u64; 2]; 32]>() as u16 - 1,
             &raw const IDT as u64,
         );
         asm!("lidt [{}]", in(reg) &pointer);
