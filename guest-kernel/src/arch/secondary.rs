@@ -25,7 +25,7 @@ core::arch::global_asm!(
     "xor ax, ax",
     "mov ds, ax",
     // A 16-bit LGDT loads 24 bits of the base: the linker script keeps the image below that.
-    "lgdt [{base} + trampoline_gdt - trampoline]",
+    "lgdt [trampoline_gdt_in_place]",
     "mov eax, 0x20", // PAE
     "mov cr4, eax",
     "mov eax, offset KERNEL_PML4",
@@ -45,6 +45,7 @@ core::arch::global_asm!(
     ".word {gdt_limit}",
     ".long KERNEL_GDT",
     "trampoline_end:",
+    ".set trampoline_gdt_in_place, {base} + trampoline_gdt - trampoline",
     ".code64",
     ".popsection",
     ".pushsection .text.secondary, \"ax\"",
