@@ -227,6 +227,7 @@ pub(crate) fn software() -> Profile {
             hypercalls: 1,
             stepped: 3,
             foreign: 0,
+            armed: 2,
         },
         ..zero()
     }
@@ -365,6 +366,7 @@ pub(crate) fn ledger() -> Profile {
         hypercalls: 1,
         stepped: 0,
         foreign: 2,
+        armed: 2,
     };
     profile.reasons = reasons(&[11, 44, 52, 56, 60, 69, 70, 76, 77], |_| true);
     profile
@@ -414,6 +416,7 @@ pub(crate) fn huge() -> Profile {
         hypercalls: most,
         stepped: most,
         foreign: most,
+        armed: most,
     };
     profile
 }

@@ -262,6 +262,9 @@ pub struct GateFigures {
     pub stepped: u64,
     /// Debug exceptions that were not ours and were given back to the guest.
     pub foreign: u64,
+    /// Most gates armed at once, of four. While one is, KVM masks the guest's own hardware
+    /// breakpoints (software KVM does not).
+    pub armed: u64,
 }
 
 /// What is known of a reason on this host.
