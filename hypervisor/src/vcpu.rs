@@ -115,10 +115,15 @@ pub fn catch_kicks() -> Result<(), vmm_sys_util::errno::Error> {
     vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)
 }
 
-/// The time-stamp counter.
+/// The time-stamp counter, read after everything before it has been executed (SDM vol. 2B, RDTSC:
+/// "LFENCE immediately before RDTSC"): the path between two readings is only tens of instructions.
 pub fn rdtsc() -> u64 {
-    // SAFETY: RDTSC reads a counter; every x86-64 CPU has it, and Linux leaves it to user mode.
-    unsafe { std::arch::x86_64::_rdtsc() }
+    // SAFETY: LFENCE (SSE2) and RDTSC read and order; every x86-64 CPU has them, and Linux leaves
+    // RDTSC to user mode.
+    unsafe {
+        std::arch::x86_64::_mm_lfence();
+        std::arch::x86_64::_rdtsc()
+    }
 }
 
 /// What an exit was, and what is to be done about it.
