@@ -62,6 +62,8 @@ pub fn ask(mut exits: impl FnMut() -> u64) -> Answers {
 struct Block {
     segments: Segments,
     state: AtomicU32,
+    /// Set by the first CPU when it asks too.
+    go: AtomicU32,
     /// The layout to ask by, packed; 0: ask nothing.
     layout: AtomicU32,
     first: AtomicU64,
@@ -82,6 +84,7 @@ impl Block {
         // pattern, and the fields that are read before they are written are written here.
         unsafe {
             (&raw mut (*block).state).write(AtomicU32::new(0));
+            (&raw mut (*block).go).write(AtomicU32::new(0));
             let layout = layout.map_or(0, Layout::pack);
             (&raw mut (*block).layout).write(AtomicU32::new(layout));
             Some(&*block)
@@ -111,12 +114,15 @@ pub(crate) extern "sysv64" fn secondary_main(stack_top: u64) -> ! {
     block.segments.load();
     traps::load();
     lapic::enable();
-    block.state.store(state::UP, Ordering::SeqCst);
     crate::milestone::reached(milestone::SMP);
     let layout = block.layout.load(Ordering::SeqCst);
-    if layout != 0 {
+    if layout == 0 {
+        block.state.store(state::UP, Ordering::SeqCst);
+    } else {
         let leaf = Layout::unpack(layout).total_exits;
         let own = OwnSection::open();
+        block.state.store(state::UP, Ordering::SeqCst);
+        cpu::spin_until(|| block.go.load(Ordering::SeqCst) != 0);
         let answers = ask(|| gate::gate_cpuid(leaf, 0).exits());
         drop(own);
         block.first.store(answers.first, Ordering::SeqCst);
@@ -163,6 +169,7 @@ pub fn start_all(machine: &Machine, layout: Option<Layout>) -> Roll {
             Some(block) => {
                 if let Some(layout) = layout {
                     let own = OwnSection::open();
+                    block.go.store(1, Ordering::SeqCst);
                     roll.ours
                         .push(ask(|| gate::gate_cpuid(layout.total_exits, 0).exits()));
                     drop(own);
