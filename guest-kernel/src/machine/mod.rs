@@ -1,5 +1,6 @@
 //! What the kernel knows of the machine: from its device tree, or else the interface's constants.
 
+pub mod blob;
 pub mod tree;
 
 use exit_abi::leaf::Layout;

@@ -1,16 +1,15 @@
 //! Reading the device tree ([`exit_abi::devicetree`]) into a [`Machine`], once and from front to
 //! back: on an interpreted CPU a second look at a tree costs as much as the rest of a boot.
 //!
-//! dtoolkit checks the whole tree before anything of it is believed. Nodes below the second level
-//! and properties that we do not know are left alone; a known one that makes no sense is an error.
+//! Nodes below the third level and properties that we do not know are left alone; a known one that
+//! makes no sense is an error.
 
 use core::fmt;
 
-use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::{Node, Property};
 use exit_abi::devicetree as names;
 use exit_abi::leaf::Layout;
 
+use super::blob::{Damaged, Name, Step, Walk};
 use super::{Machine, Switch};
 
 /// Largest device tree that is read: 254 CPUs take a fifth of it.
@@ -34,6 +33,12 @@ impl fmt::Display for Error {
     }
 }
 
+impl From<Damaged> for Error {
+    fn from(_: Damaged) -> Self {
+        Self::Damaged
+    }
+}
+
 /// How many 32-bit cells an address and a size take in a `reg`.
 #[derive(Clone, Copy)]
 struct Cells {
@@ -49,7 +54,7 @@ impl Cells {
     };
 }
 
-/// What of a node is of interest beyond itself.
+/// What of a node is of interest once all its properties have been seen.
 #[derive(Clone, Copy)]
 struct Seen<'t> {
     compatible: &'t [u8],
@@ -59,63 +64,91 @@ struct Seen<'t> {
     cells: Cells,
 }
 
-impl Seen<'_> {
-    fn is(&self, compatible: &str) -> bool {
-        let mut all = self.compatible.split(|&b| b == 0);
-        all.any(|one| one == compatible.as_bytes())
-    }
-}
-
-/// Reads a device tree. What it does not say is left as it is in `machine`.
-pub fn read(tree: &[u8], machine: &mut Machine) -> Result<(), Error> {
-    // A module may be padded; the tree says how long it is.
-    let size = tree.get(4..8).ok_or(Error::Damaged)?;
-    let size = word(size).ok_or(Error::Damaged)? as usize;
-    let tree = tree.get(..size).ok_or(Error::Damaged)?;
-    let tree = Fdt::new(tree).map_err(|_| Error::Damaged)?;
-    machine.boot_cpu = tree.boot_cpuid_phys();
-    let root = tree.root();
-    let bus = properties(&root, machine)?;
-    for node in root.children() {
-        let seen = properties(&node, machine)?;
-        take(&seen, bus.cells, machine)?;
-        for child in node.children() {
-            let below = properties(&child, machine)?;
-            take(&below, seen.cells, machine)?;
-        }
-    }
-    machine.described = true;
-    Ok(())
-}
-
-/// One pass over a node's properties. Those of ours have names that no other node uses.
-fn properties<'t>(node: &FdtNode<'t>, machine: &mut Machine) -> Result<Seen<'t>, Error> {
-    let mut seen = Seen {
+impl<'t> Seen<'t> {
+    const NOTHING: Self = Self {
         compatible: &[],
         kind: &[],
         reg: &[],
         frequency: None,
         cells: Cells::DEFAULT,
     };
-    for property in node.properties() {
-        // Names of ours apart, so that the many others are compared with few.
-        let name = property.name();
-        let value: &'t [u8] = property.value_as().map_err(|_| Error::Damaged)?;
-        if name.starts_with("exitvisor,") {
+
+    /// Takes note of a property. Those of ours have names that no other node uses.
+    fn property(
+        &mut self,
+        name: Name<'t>,
+        value: &'t [u8],
+        machine: &mut Machine,
+    ) -> Result<(), Error> {
+        if name.is("reg") {
+            self.reg = value;
+        } else if name.is("compatible") {
+            self.compatible = value;
+        } else if name.is("device_type") {
+            self.kind = value;
+        } else if name.is("clock-frequency") {
+            self.frequency = word(value);
+        } else if name.is("#address-cells") {
+            self.cells.address = cells(value, "#address-cells")?;
+        } else if name.is("#size-cells") {
+            self.cells.size = cells(value, "#size-cells")?;
+        } else {
             ours(name, value, machine)?;
-            continue;
         }
-        match name {
-            "compatible" => seen.compatible = value,
-            "device_type" => seen.kind = value,
-            "reg" => seen.reg = value,
-            "clock-frequency" => seen.frequency = word(value),
-            "#address-cells" => seen.cells.address = cells(value, "#address-cells")?,
-            "#size-cells" => seen.cells.size = cells(value, "#size-cells")?,
-            _ => {}
+        Ok(())
+    }
+}
+
+/// How deep nodes of interest lie: the root, its children, and theirs.
+const LEVELS: usize = 3;
+
+/// Reads a device tree. What it does not say is left as it is in `machine`.
+pub fn read(tree: &[u8], machine: &mut Machine) -> Result<(), Error> {
+    let mut walk = Walk::new(tree)?;
+    machine.boot_cpu = walk.boot_cpu;
+    let mut levels = [Seen::NOTHING; LEVELS];
+    // How many nodes are open, and whether the innermost may still have properties: those come
+    // before its children (5.4.2).
+    let (mut depth, mut fresh) = (0_usize, false);
+    loop {
+        match walk.step()? {
+            Step::Property(..) if !fresh => return Err(Error::Damaged),
+            Step::Property(name, value) => {
+                if let Some(seen) = levels.get_mut(depth - 1) {
+                    seen.property(name, value, machine)?;
+                }
+            }
+            Step::Begin => {
+                if fresh {
+                    complete(&levels, depth, machine)?;
+                }
+                if let Some(seen) = levels.get_mut(depth) {
+                    *seen = Seen::NOTHING;
+                }
+                depth += 1;
+                fresh = true;
+            }
+            Step::End => {
+                if fresh {
+                    complete(&levels, depth, machine)?;
+                }
+                depth = depth.checked_sub(1).ok_or(Error::Damaged)?;
+                fresh = false;
+                if depth == 0 {
+                    machine.described = true;
+                    return Ok(());
+                }
+            }
         }
     }
-    Ok(seen)
+}
+
+/// All properties of the innermost of `depth` nodes have been seen.
+fn complete(levels: &[Seen<'_>], depth: usize, machine: &mut Machine) -> Result<(), Error> {
+    match levels.get(..depth) {
+        Some([.., parent, node]) => take(node, parent.cells, machine),
+        _ => Ok(()),
+    }
 }
 
 /// What a node is, and what its `reg` means.
@@ -141,70 +174,61 @@ fn take(node: &Seen<'_>, bus: Cells, machine: &mut Machine) -> Result<(), Error>
         }
         _ => {}
     }
-    if node.compatible.is_empty() {
-        return Ok(());
-    }
     let page = || {
         let address = node.reg.get(..4 * bus.address).map(number);
         address.filter(|a| a.is_multiple_of(4096)).ok_or(no_reg)
     };
-    if node.is(names::SERIAL) {
-        // ISA: the first cell says that it is I/O space (Open Firmware's ISA binding).
-        let mut cells = node.reg.as_chunks::<4>().0.iter();
-        let space = cells.next().map(|c| u32::from_be_bytes(*c));
-        let port = cells
-            .next()
-            .and_then(|c| u16::try_from(u32::from_be_bytes(*c)).ok());
-        machine.ports.serial = port.filter(|_| space == Some(1)).ok_or(no_reg)?;
-    } else if node.is(names::LOCAL_APIC) {
-        machine.local_apic = page()?;
-        if let Some(hertz) = node.frequency {
-            if hertz == 0 {
-                return Err(Error::Value("clock-frequency"));
+    for compatible in node.compatible.split(|&b| b == 0) {
+        if compatible == names::SERIAL.as_bytes() {
+            // ISA: the first cell says that it is I/O space (Open Firmware's ISA binding).
+            let [space, port, _] = words(node.reg).ok_or(no_reg)?;
+            let port = u16::try_from(port).ok().filter(|_| space == 1);
+            machine.ports.serial = port.ok_or(no_reg)?;
+        } else if compatible == names::LOCAL_APIC.as_bytes() {
+            machine.local_apic = page()?;
+            if let Some(hertz) = node.frequency {
+                let wrong = Error::Value("clock-frequency");
+                machine.timer = Some(hertz).filter(|&h| h > 0).ok_or(wrong)?;
             }
-            machine.timer = hertz;
+        } else if compatible == names::IO_APIC.as_bytes() {
+            machine.io_apic = page()?;
+        } else if compatible == names::SCRATCH.as_bytes() {
+            machine.scratch_page = page()?;
         }
-    } else if node.is(names::IO_APIC) {
-        machine.io_apic = page()?;
-    } else if node.is(names::SCRATCH) {
-        machine.scratch_page = page()?;
     }
     Ok(())
 }
 
-/// A property of ours.
-fn ours(name: &str, value: &[u8], machine: &mut Machine) -> Result<(), Error> {
-    let port = |name| {
-        word(value)
-            .and_then(|p| u16::try_from(p).ok())
-            .ok_or(Error::Value(name))
+/// A property of ours, perhaps.
+fn ours(name: Name<'_>, value: &[u8], machine: &mut Machine) -> Result<(), Error> {
+    let is = |ours: &'static str| name.is(ours).then_some(Error::Value(ours));
+    let port = |wrong| {
+        let port = word(value).and_then(|p| u16::try_from(p).ok());
+        port.ok_or(wrong)
     };
-    match name {
-        names::MILESTONE_PORT => machine.ports.milestone = port(names::MILESTONE_PORT)?,
-        names::EXIT_PORT => machine.ports.exit = port(names::EXIT_PORT)?,
-        names::SCRATCH_PORT => machine.ports.scratch = port(names::SCRATCH_PORT)?,
-        names::GATE_PORTS => {
-            let wrong = Error::Value(names::GATE_PORTS);
-            for (i, word) in words::<3>(value).ok_or(wrong)?.into_iter().enumerate() {
-                machine.ports.gate[i] = u16::try_from(word).map_err(|_| wrong)?;
-            }
+    if let Some(wrong) = is(names::MILESTONE_PORT) {
+        machine.ports.milestone = port(wrong)?;
+    } else if let Some(wrong) = is(names::EXIT_PORT) {
+        machine.ports.exit = port(wrong)?;
+    } else if let Some(wrong) = is(names::SCRATCH_PORT) {
+        machine.ports.scratch = port(wrong)?;
+    } else if let Some(wrong) = is(names::GATE_PORTS) {
+        for (i, word) in words::<3>(value).ok_or(wrong)?.into_iter().enumerate() {
+            machine.ports.gate[i] = u16::try_from(word).map_err(|_| wrong)?;
         }
-        names::SLOTS => machine.slots = word(value).ok_or(Error::Value(names::SLOTS))?,
-        names::LEAVES => {
-            let wrong = Error::Value(names::LEAVES);
-            let [a, b, c, d] = words(value).ok_or(wrong)?;
-            let layout = Layout::new(a, b, c, d);
-            machine.layout = Some(layout).filter(|l| l.is_valid());
-            machine.layout.ok_or(wrong)?;
-        }
-        names::POWER_OFF => {
-            machine.power_off = switch(value).ok_or(Error::Value(names::POWER_OFF))?;
-        }
-        names::RESET => machine.reset = switch(value).ok_or(Error::Value(names::RESET))?,
-        names::RESETS => {
-            machine.resets = Some(word(value).ok_or(Error::Value(names::RESETS))?);
-        }
-        _ => {}
+    } else if let Some(wrong) = is(names::SLOTS) {
+        machine.slots = word(value).ok_or(wrong)?;
+    } else if let Some(wrong) = is(names::LEAVES) {
+        let [a, b, c, d] = words(value).ok_or(wrong)?;
+        let layout = Layout::new(a, b, c, d);
+        machine.layout = Some(layout).filter(|l| l.is_valid());
+        machine.layout.ok_or(wrong)?;
+    } else if let Some(wrong) = is(names::POWER_OFF) {
+        machine.power_off = switch(value).ok_or(wrong)?;
+    } else if let Some(wrong) = is(names::RESET) {
+        machine.reset = switch(value).ok_or(wrong)?;
+    } else if let Some(wrong) = is(names::RESETS) {
+        machine.resets = Some(word(value).ok_or(wrong)?);
     }
     Ok(())
 }
@@ -377,6 +401,47 @@ mod tests {
         assert_eq!(error("#size-cells", &[1]), Error::Value("reg"));
         let many = read(&tree(257, None), &mut Machine::undescribed());
         assert_eq!(many, Err(Error::Value("reg")), "APIC IDs have eight bits");
+    }
+
+    #[test]
+    fn structures_that_make_no_sense() {
+        let damaged = |tokens: &[u32]| {
+            let mut blob = tree(1, None);
+            let start = u32::from_be_bytes(blob[8..12].try_into().unwrap()) as usize;
+            for (i, token) in tokens.iter().enumerate() {
+                blob[start + 4 * i..][..4].copy_from_slice(&token.to_be_bytes());
+            }
+            read(&blob, &mut Machine::undescribed())
+        };
+        assert_eq!(damaged(&[2]), Err(Error::Damaged), "an end before a node");
+        assert_eq!(
+            damaged(&[3, 0, 0]),
+            Err(Error::Damaged),
+            "a property of no node"
+        );
+        assert_eq!(
+            damaged(&[1, 0, 1, 0, 2, 3, 0, 0]),
+            Err(Error::Damaged),
+            "after a child"
+        );
+        assert_eq!(
+            damaged(&[9]),
+            Err(Error::Damaged),
+            "an end before the root's"
+        );
+        assert_eq!(
+            damaged(&[1, 0, 3, u32::MAX, 0]),
+            Err(Error::Damaged),
+            "a long value"
+        );
+        assert_eq!(
+            damaged(&[1, 0, 3, 0, u32::MAX]),
+            Err(Error::Damaged),
+            "a far name"
+        );
+        assert_eq!(damaged(&[4, 4, 1, 0, 2]), Ok(()), "an empty tree");
+        let deep = [1, 0].repeat(30);
+        assert!(damaged(&deep).is_err(), "nodes that do not end");
     }
 
     proptest! {
