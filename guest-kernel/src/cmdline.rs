@@ -55,7 +55,7 @@ pub struct Options {
     pub crash: Option<Crash>,
     /// `devices`
     pub devices: bool,
-    /// `cpus=`; 0 where it is not given.
+    /// `cpus=`: instead of those that the device tree names; 0 where it is not given.
     pub cpus: u32,
     /// `reboot=`
     pub reboot: u32,

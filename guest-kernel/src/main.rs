@@ -140,7 +140,8 @@ fn boot_information(address: u32) -> Result<Told, u32> {
             return Err(status::BAD_BOOT_INFORMATION);
         }
     }
-    if machine.cpus.as_slice().is_empty() {
+    if options.cpus > 0 || machine.cpus.as_slice().is_empty() {
+        machine.cpus = List::new(0);
         for id in 0..options.cpus.max(1) as u8 {
             let _ = machine.cpus.push(id);
         }
