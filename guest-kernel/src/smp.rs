@@ -190,7 +190,7 @@ fn start(id: u8, layout: Option<Layout>) -> Option<&'static Block> {
     secondary::offer_stack(block.stack.top());
     for _ in 0..2 {
         lapic::start_cpu(id, (secondary::TRAMPOLINE >> 12) as u8);
-        if wait(|| secondary::stack_is_taken()) {
+        if wait(secondary::stack_is_taken) {
             break;
         }
     }

@@ -407,6 +407,16 @@ fn its_own_exit_status_and_its_crash() {
 }
 
 #[test]
+fn power_off_happens_or_it_is_said_that_it_did_not() {
+    needs_kvm!("power_off_happens_or_it_is_said_that_it_did_not");
+    let run = kernel("poweroff log=off", &[]);
+    let failed = run.stderr.contains("FAILED poweroff: the machine stays on");
+    assert_eq!(run.status, if failed { 10 } else { 0 }, "{run:#?}");
+    // A status is told by the exit port alone.
+    kernel("poweroff exit=3 log=off workload=touch:10000000", &[]).expect_status(9);
+}
+
+#[test]
 fn many_memory_sizes() {
     needs_kvm!("many_memory_sizes");
     let host = exitvisor::memory::host_total().unwrap_or(u64::MAX);
@@ -441,10 +451,10 @@ fn runs_repeat_in_what_does_not_depend_on_time() {
             .filter(|r| r.1 > 0)
             .collect::<Vec<_>>()
     };
-    let counts = || -> Vec<(String, u32, Vec<(u8, u64)>)> {
+    let counts = || {
         let profile = kernel(cmdline, &["--cpus", "2"]).expect_status(0).profile();
         let row = |m: &Milestone| (m.name.clone(), m.vcpu, timeless(m));
-        profile.milestones.iter().map(row).collect()
+        profile.milestones.iter().map(row).collect::<Vec<_>>()
     };
     let first = counts();
     for _ in 0..4 {
