@@ -1,6 +1,6 @@
 //! The guest kernel: milestones, exit log, workloads with their exact deltas.
 
-use black_box::{Run, kvm, needs_kvm, profile, skip};
+use black_box::{Run, kvm, needs_kvm, profile, run, skip};
 use exitvisor::profile::{KvmKind, Milestone, Profile};
 
 /// The guest's exits of a reason at a milestone.
@@ -414,6 +414,24 @@ fn power_off_happens_or_it_is_said_that_it_did_not() {
     assert_eq!(run.status, if failed { 10 } else { 0 }, "{run:#?}");
     // A status is told by the exit port alone.
     kernel("poweroff exit=3 log=off workload=touch:10000000", &[]).expect_status(9);
+}
+
+#[test]
+fn it_resets_itself_as_often_as_asked() {
+    let name = "it_resets_itself_as_often_as_asked";
+    needs_kvm!("it_resets_itself_as_often_as_asked");
+    if !run(&["run", "--help"]).stdout.contains("--max-resets") {
+        return skip(name, "this exitvisor does not go on after a reset");
+    }
+    let cmdline = "reboot=2 log=off workload=pio:4";
+    let run = kernel(cmdline, &["--cpus", "2", "--on-reset", "continue"]);
+    if run.stderr.contains("nobody tells how often") {
+        run.expect_status(10);
+        return skip(name, "no device tree counts the resets");
+    }
+    let run = run.expect_status(0);
+    let passes = run.stderr.matches("workload pio: exactly 4").count();
+    assert_eq!(passes, 3, "{run:#?}");
 }
 
 #[test]
