@@ -4,6 +4,7 @@
 //! the loop books it, obeys it and goes on. It allocates nothing, locks nothing (a device locks
 //! itself when it is accessed) and logs nothing (but queries, when asked to).
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -20,6 +21,7 @@ use kvm_bindings::{
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::devices::console::Console;
 use crate::devices::control::{Cause, Control};
 use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
@@ -69,8 +71,8 @@ pub struct Shared {
     pub step_flags: u32,
     /// KVM copies the general registers to and from kvm_run (KVM_CAP_SYNC_REGS).
     pub sync_regs: bool,
-    /// Print a line per query.
-    pub log_queries: bool,
+    /// Where a line per query goes, if one is asked for.
+    pub query_log: Option<Mutex<Console>>,
     /// When the VM started; set once, by the first to run.
     pub started: OnceLock<(u64, Instant)>,
     /// The vCPU threads, so that one can kick another.
@@ -607,10 +609,11 @@ impl Vcpu {
             edition,
         };
         let answer = oracle.answer(question, ecx, &mut self.scratch);
-        if self.shared.log_queries
+        if let Some(log) = &self.shared.query_log
             && let Some(line) = gate::log_line(question, ecx, answer)
         {
-            eprintln!("{line}");
+            // Cannot fail: a console takes everything, and drops what nobody reads.
+            let _ = writeln!(log.lock().unwrap_or_else(|e| e.into_inner()), "{line}");
         }
         answer
     }

@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use black_box::code::{
-    GREETING, flooding, halted, hello, spinning, spinning_silently, triple_fault,
+    GREETING, asking, asking_once, flooding, halted, hello, spinning, spinning_silently,
+    triple_fault,
 };
 use black_box::elf::Elf;
 use black_box::{Live, Run, arg, command, kvm, needs_kvm, start};
@@ -254,6 +255,34 @@ fn a_profile_is_saved_even_if_nobody_reads_what_is_said() {
     live.wait_until("a profile", |_| saved.exists());
     let profile = exitvisor::profile::load::load(&saved).unwrap();
     assert_eq!(profile.end.kind, EndKind::Timeout);
+    drop(reader);
+    live.finish().expect_status(TIMEOUT);
+}
+
+/// A log of queries that cannot be written, or that nobody takes, is no reason to panic or to hang.
+#[test]
+fn a_query_log_that_nobody_reads_ends_nothing() {
+    needs_kvm!("a_query_log_that_nobody_reads_ends_nothing");
+    let guest = Guest::new("run", &asking_once(), &["--log-queries"]);
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let child = command(&guest.args).stderr(full().unwrap()).spawn();
+    Live::of(child.unwrap()).finish().expect_status(0);
+
+    let folder = tempdir().unwrap();
+    let saved = folder.path().join("profile.json");
+    let options = [&JSON[..], &["--timeout", "500ms", "--output", arg(&saved)]].concat();
+    let guest = Guest::new(
+        "run",
+        &asking(),
+        &[&options[..], &["--log-queries"]].concat(),
+    );
+    let (reader, writer) = std::io::pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let mut command = command(&guest.args);
+    let mut live = Live::of(command.stderr(writer).spawn().unwrap());
+    // The pipe's end that the command holds.
+    drop(command);
+    live.wait_until("a profile", |_| saved.exists());
     drop(reader);
     live.finish().expect_status(TIMEOUT);
 }
