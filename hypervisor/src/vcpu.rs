@@ -4,7 +4,7 @@
 //! the loop books it, obeys it and goes on. It allocates nothing, locks nothing (a device locks
 //! itself when it is accessed) and logs nothing (but queries, when asked to).
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -112,9 +112,14 @@ pub fn kick_signal() -> i32 {
 
 extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// Lets [`kick_signal`] interrupt system calls instead of ending the process.
-pub fn catch_kicks() -> Result<(), vmm_sys_util::errno::Error> {
-    vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)
+/// Lets [`kick_signal`] interrupt system calls of this thread and of those it starts, instead of
+/// ending the process.
+pub fn catch_kicks() -> io::Result<()> {
+    vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)?;
+    // Whoever started us may have blocked it, and a mask outlives exec: a vCPU that cannot be
+    // kicked cannot be stopped.
+    vmm_sys_util::signal::unblock_signal(kick_signal())
+        .map_err(|error| io::Error::other(error.to_string()))
 }
 
 /// The time-stamp counter.
@@ -208,7 +213,7 @@ impl Vcpu {
     }
 
     /// Runs it on a thread of its own until the run ends.
-    pub fn spawn(mut self) -> std::io::Result<JoinHandle<Option<Standing>>> {
+    pub fn spawn(mut self) -> io::Result<JoinHandle<Option<Standing>>> {
         thread::Builder::new()
             .name(format!("vcpu{}", self.index))
             .spawn(move || {

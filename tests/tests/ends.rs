@@ -4,6 +4,7 @@
 
 use std::io::{PipeReader, Read};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use black_box::code::{
@@ -16,7 +17,7 @@ use exitvisor::profile::{EndKind, KvmKind};
 use exitvisor::status::{HUNG_UP, INTERRUPTED, KVM_ERROR, TERMINATED, TIMEOUT, TRIPLE_FAULT};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use tempfile::{TempDir, tempdir};
 
 /// A run that was ended ends within this time, on a busy machine too.
@@ -150,6 +151,20 @@ fn time_limits_name_what_the_guest_did() {
         cut_short(&run, EndKind::Timeout, &detail);
         run.expect_stderr(&[&format!("exitvisor: cut short: {detail}\n")]);
     }
+}
+
+/// A signal mask outlives exec: some shells and services start us with all signals blocked.
+#[test]
+fn a_run_that_was_started_with_signals_blocked_ends_too() {
+    needs_kvm!("a_run_that_was_started_with_signals_blocked_ends_too");
+    let guest = Guest::new("run", &spinning(), &["--timeout", "300ms"]);
+    let mut command = command(&guest.args);
+    // SAFETY: it allocates nothing, and sigfillset and pthread_sigmask may be called between fork
+    // and exec (signal-safety(7)).
+    unsafe { command.pre_exec(|| Ok(SigSet::all().thread_block()?)) };
+    let run = Live::of(command.spawn().unwrap()).finish();
+    let run = run.expect_status(TIMEOUT);
+    assert!(run.took < AT_ONCE, "{run:#?}");
 }
 
 #[test]
