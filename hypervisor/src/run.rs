@@ -323,6 +323,9 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
     if let Ok(mut watch) = watch.lock() {
         // Restores the terminal.
         watch.raw = None;
+        // Signals that came before the run was over have had their effect: they must not end us
+        // before the profile is saved (a service manager sends SIGTERM and SIGHUP together).
+        while let Ok(Some(_)) = watch.signals.read_signal() {}
     }
     drop(blocked);
 

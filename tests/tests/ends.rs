@@ -109,6 +109,27 @@ fn impatient_signals_change_nothing() {
 }
 
 #[test]
+fn signals_that_come_together_do_not_cost_the_profile() {
+    needs_kvm!("signals_that_come_together_do_not_cost_the_profile");
+    let guest = Guest::new("profile", &spinning(), &JSON);
+    let mut live = guest.start();
+    live.wait_for(GREETING);
+    // Stopped, so that all of them are there before it looks.
+    for signal in [
+        Signal::SIGSTOP,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGCONT,
+    ] {
+        live.signal(signal);
+    }
+    let run = live.finish();
+    assert!([129, 130, 143].contains(&run.status), "{run:#?}");
+    cut_short(&run, EndKind::Interrupted, "interrupted by");
+}
+
+#[test]
 fn a_signal_that_ends_nothing_is_ignored() {
     needs_kvm!("a_signal_that_ends_nothing_is_ignored");
     let guest = Guest::new("run", &spinning(), &["--timeout", "500ms"]);
