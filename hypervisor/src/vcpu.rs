@@ -558,9 +558,18 @@ impl Vcpu {
 
     /// A debug exit: a step that is done, one of our gates, or the guest's own business.
     fn debug(&mut self, arch: &kvm_debug_exit_arch) -> Result<(), kvm_ioctls::Error> {
-        let stepped = self.step.take().is_some();
+        let step = self.step.take();
+        let stepped = step.is_some();
         if stepped {
             self.set_debug(&self.slots)?;
+        }
+        if step.is_some_and(|s| s.guest_steps) && arch.dr6 & DR6_BS != 0 {
+            // One trap for two who stepped, and KVM has taken TF for ours: it is the guest's.
+            let mut regs = self.fd.get_regs()?;
+            regs.rflags |= TF;
+            self.fd.set_regs(&regs)?;
+            self.shared.gates.count_foreign();
+            return self.inject_debug(DR6_BS);
         }
         if let Some((slot, gate)) = gate::slot_hit(&self.slots, arch.dr6, arch.pc) {
             return self.at_gate(slot, gate);
@@ -684,7 +693,11 @@ impl Vcpu {
         } else {
             self.shared.step_flags
         };
-        self.step = Some(Step { slot, flags });
+        self.step = Some(Step {
+            slot,
+            flags,
+            guest_steps: regs.rflags & TF != 0,
+        });
         self.set_debug(&self.slots)
     }
 

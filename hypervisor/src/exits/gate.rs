@@ -228,6 +228,8 @@ pub struct Step {
     pub slot: usize,
     /// KVM_GUESTDBG_BLOCKIRQ, where KVM has it.
     pub flags: u32,
+    /// The guest steps too: its trap is due behind the instruction.
+    pub guest_steps: bool,
 }
 
 /// What a VM answers from.
@@ -385,7 +387,12 @@ mod tests {
         let debug = debug_control(&slots, None);
         assert_eq!(debug.arch.debugreg, [0xA, 0, 0, 0xB, 0, 0, 0, 0x482]);
         assert_eq!(debug.control, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP);
-        let debug = debug_control(&slots, Some(Step { slot: 0, flags: 0 }));
+        let step = Step {
+            slot: 0,
+            flags: 0,
+            guest_steps: false,
+        };
+        let debug = debug_control(&slots, Some(step));
         assert_eq!(debug.arch.debugreg, [0, 0, 0, 0xB, 0, 0, 0, 0x480]);
         assert_eq!(slot_hit(&slots, 1 << 3, 0xB), Some((3, gate(0xB))));
         assert_eq!(slot_hit(&slots, 1 << 3, 0xA), None);
