@@ -36,6 +36,8 @@ use crate::memory::Memory;
 const TF: u64 = 1 << 8;
 const IF: u64 = 1 << 9;
 const RF: u64 = 1 << 16;
+/// Long mode is active (SDM vol. 3A, 2.2.1).
+const EFER_LMA: u64 = 1 << 10;
 /// Bits of DR6 (SDM vol. 3B, 19.2.3).
 const DR6_BS: u64 = 1 << 14;
 const DR6_CAUSES: u64 = 0xF | 1 << 13 | DR6_BS | 1 << 15;
@@ -602,8 +604,9 @@ impl Vcpu {
                     }
                 }
                 GateKind::Hypercall => {
-                    let cpl = self.fd.get_sregs()?.ss.dpl;
-                    regs.rax = gate::hypercall_answer(regs.rax, cpl);
+                    let sregs = self.fd.get_sregs()?;
+                    let in_64_bit_mode = sregs.efer & EFER_LMA != 0 && sregs.cs.l != 0;
+                    regs.rax = gate::hypercall_answer(regs.rax, sregs.ss.dpl, in_64_bit_mode);
                     self.shared.gates.count_hypercall();
                     return self.complete(regs, gate.kind.length());
                 }

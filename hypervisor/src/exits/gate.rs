@@ -327,9 +327,14 @@ pub fn log_line(question: Question, ecx: u32, answer: Registers) -> Option<Strin
     })
 }
 
-/// RAX of a hypercall's answer.
-pub fn hypercall_answer(rax: u64, cpl: u8) -> u64 {
-    match (cpl, rax) {
+/// RAX of a hypercall's answer. Outside 64-bit mode only EAX is the number, as KVM has it.
+pub fn hypercall_answer(rax: u64, cpl: u8, in_64_bit_mode: bool) -> u64 {
+    let number = if in_64_bit_mode {
+        rax
+    } else {
+        rax & 0xFFFF_FFFF
+    };
+    match (cpl, number) {
         (1.., _) => hypercall::NOT_PERMITTED,
         (_, hypercall::WHO_ARE_YOU) => hypercall::ANSWER,
         _ => hypercall::UNKNOWN,
@@ -401,9 +406,13 @@ mod tests {
 
     #[test]
     fn hypercalls() {
-        assert_eq!(hypercall_answer(0x283, 0), 0x0033_3832_4550_4D43);
-        assert_eq!(hypercall_answer(0x284, 0) as i64, -1000);
-        assert_eq!(hypercall_answer(0x283, 3) as i64, -1);
+        assert_eq!(hypercall_answer(0x283, 0, true), 0x0033_3832_4550_4D43);
+        assert_eq!(hypercall_answer(0x284, 0, true) as i64, -1000);
+        assert_eq!(hypercall_answer(0x283, 3, true) as i64, -1);
+        // What 64-bit code has left in the upper half.
+        let stale = 0xFFFF_8000_0000_0283;
+        assert_eq!(hypercall_answer(stale, 0, true) as i64, -1000);
+        assert_eq!(hypercall_answer(stale, 0, false), 0x0033_3832_4550_4D43);
     }
 
     fn books() -> Books {
