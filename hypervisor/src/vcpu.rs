@@ -373,7 +373,7 @@ impl Vcpu {
                 Action::Finish(Cause::Kvm(what))
             }
             KVM_EXIT_INTERNAL_ERROR => Action::Finish(Cause::Kvm(self.internal_error())),
-            _ if failed => {
+            _ if failed || kvm::would_repeat(number) => {
                 let what = format!("KVM left the guest by {} ({number})", kvm::name(number));
                 Action::Finish(Cause::Kvm(what))
             }
