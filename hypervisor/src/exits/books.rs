@@ -435,6 +435,7 @@ mod tests {
                 exits: 2,
                 own: 1,
                 timed: 1,
+                own_timed: 0,
                 cycles: max,
                 own_cycles: 0,
                 min,
