@@ -31,6 +31,7 @@ use crate::exits::ledger::{Entry, Ledger, Owner};
 use crate::exits::milestone::{Clocks, Milestones, Name};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::memory::Memory;
+use crate::profile::KvmKind;
 
 /// Bits of RFLAGS (SDM vol. 1, 3.4.3).
 const TF: u64 = 1 << 8;
@@ -435,14 +436,20 @@ impl Vcpu {
         // SAFETY: KVM_RUN returned KVM_EXIT_IO, for which `io` is the member of the union that KVM
         // filled in; reading its size changes nothing.
         let width = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
-        // SAFETY: pointer and length come from the slice that kvm-ioctls made of the vCPU's mapped
+        // Pointer and length come from the slice that kvm-ioctls made of the vCPU's mapped
         // kvm_run area. The mapping lives as long as `self.fd`; KVM writes it only inside KVM_RUN,
         // which is not called while this slice lives; `get_kvm_run` is not called either.
-        let data = unsafe { std::slice::from_raw_parts_mut(io.data, io.len) };
-        for access in data.chunks_mut(usize::from(width.max(1))) {
-            if io.out {
+        let width = usize::from(width.max(1));
+        if io.out {
+            // SAFETY: as said above.
+            let data = unsafe { std::slice::from_raw_parts(io.data.cast_const(), io.len) };
+            for access in data.chunks(width) {
                 self.port_write(io.port, access);
-            } else {
+            }
+        } else {
+            // SAFETY: as said above; KVM gave this pointer to be written through.
+            let data = unsafe { std::slice::from_raw_parts_mut(io.data, io.len) };
+            for access in data.chunks_mut(width) {
                 self.port_read(io.port, access);
             }
         }
@@ -705,7 +712,10 @@ impl Vcpu {
         mut regs: kvm_regs,
         first: Option<u8>,
     ) -> Result<(), kvm_ioctls::Error> {
-        if !self.shared.ignores_rf.load(Ordering::Relaxed) {
+        // KVM's emulation of CPUID leaves RF set: a gate right behind this one would be missed.
+        let next = regs.rip.wrapping_add(GateKind::Cpuid.length());
+        let adjacent = self.slots.iter().flatten().any(|g| g.address == next);
+        if !adjacent && !self.shared.ignores_rf.load(Ordering::Relaxed) {
             regs.rflags |= RF;
             let again = match self.passed {
                 Some((last, n)) if last == regs => n + 1,
@@ -736,9 +746,10 @@ impl Vcpu {
         self.shared.gates.count_foreign();
         let causes = arch.dr6 & DR6_CAUSES;
         let mut byte = [0];
-        // ICEBP sets no cause in DR6, and KVM stops before it: its #DB is a trap, so the guest
-        // must find RIP behind it.
-        if causes == 0 && self.read_linear(arch.pc, &mut byte) == 1 && byte[0] == ICEBP {
+        // ICEBP sets no cause in DR6. Its #DB is a trap, so the guest must find RIP behind it;
+        // VT-x exits before it (SDM vol. 3C, 28.2), AMD-V behind it.
+        let before = self.shared.books.kvm() == KvmKind::Intel;
+        if before && causes == 0 && self.read_linear(arch.pc, &mut byte) == 1 && byte[0] == ICEBP {
             let mut regs = self.fd.get_regs()?;
             regs.rip = regs.rip.wrapping_add(1);
             self.fd.set_regs(&regs)?;
@@ -749,7 +760,9 @@ impl Vcpu {
     /// Injects #DB with these causes in DR6.
     fn inject_debug(&mut self, causes: u64) -> Result<(), kvm_ioctls::Error> {
         let mut registers = self.fd.get_debug_regs()?;
-        registers.dr6 |= causes;
+        // B0-B3 tell of this exception alone (SDM vol. 3B, 19.2.3); the others stay until the
+        // guest clears them.
+        registers.dr6 = registers.dr6 & !0xF | causes;
         self.fd.set_debug_regs(&registers)?;
         let mut debug: kvm_guest_debug = gate::debug_control(&self.slots, self.step);
         debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_INJECT_DB;

@@ -273,9 +273,11 @@ impl Image {
             }
         }
         let mut published = Published::default();
+        let mut notes = 0_u64;
         for header in headers.iter().filter(|h| h.p_type == PT_NOTE) {
-            if header.p_filesz > NOTES_MAX {
-                return Err(damaged("a note segment is absurdly large"));
+            notes = notes.saturating_add(header.p_filesz);
+            if notes > NOTES_MAX {
+                return Err(damaged("its notes are absurdly large"));
             }
             for note in stream.segment_data_as_notes(header).map_err(damaged)? {
                 if let Note::Unknown(any) = note {

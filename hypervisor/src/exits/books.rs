@@ -1,7 +1,10 @@
 //! The books: what all sources together say of all vCPUs, at one instant.
 //!
-//! For each reason the source that saw more exits wins, because no source invents one; what the
-//! total has beyond the sum of reasons is the residual: shown, never spread.
+//! For each reason the source that saw more exits wins: what a source misses is more than what it
+//! sees twice. (One exit can return from KVM_RUN several times: a long string, a wide or
+//! page-crossing MMIO access. What the sum of reasons has beyond KVM's total is the excess.) What the
+//! total has beyond the sum is the residual: shown, never spread. Both are per vCPU, so that an
+//! excess on one does not hide a residual on another.
 
 use std::sync::Arc;
 
@@ -47,8 +50,12 @@ pub struct Figures {
     pub total: u64,
     /// Exits without a basic exit reason.
     pub other: u64,
-    /// Of what no source attributes, the profiler's own.
+    /// What no source attributes.
+    pub residual: u64,
+    /// How much of the residual is the profiler's own.
     pub own_residual: u64,
+    /// What was attributed beyond `total`.
+    pub excess: u64,
 }
 
 impl Default for Figures {
@@ -57,7 +64,9 @@ impl Default for Figures {
             lines: [Line::default(); COUNT],
             total: 0,
             other: 0,
+            residual: 0,
             own_residual: 0,
+            excess: 0,
         }
     }
 }
@@ -115,19 +124,18 @@ impl Figures {
         }
         self.total = self.total.saturating_add(other.total);
         self.other = self.other.saturating_add(other.other);
+        self.residual = self.residual.saturating_add(other.residual);
         self.own_residual = self.own_residual.saturating_add(other.own_residual);
+        self.excess = self.excess.saturating_add(other.excess);
     }
 
     /// As a profile keeps them.
     pub fn accounts(&self) -> Accounts {
-        let attributed = self.attributed();
-        let residual = self.total.saturating_sub(attributed);
-        let own_residual = self.own_residual.min(residual);
         Accounts {
             total: self.total,
-            residual: residual - own_residual,
-            own_residual,
-            excess: attributed.saturating_sub(self.total),
+            residual: self.residual - self.own_residual,
+            own_residual: self.own_residual,
+            excess: self.excess,
             other: self.other,
             reasons: Reason::all()
                 .zip(&self.lines)
@@ -170,6 +178,11 @@ impl Books {
         Self { vcpus, kvm }
     }
 
+    /// Which KVM they are of.
+    pub fn kvm(&self) -> KvmKind {
+        self.kvm
+    }
+
     /// How many vCPUs they cover.
     pub fn vcpu_count(&self) -> usize {
         self.vcpus.len()
@@ -197,7 +210,10 @@ impl Books {
             }
         }
         into.total = total.unwrap_or_else(|| into.attributed());
-        into.own_residual = book.ledger.own_residual();
+        let attributed = into.attributed();
+        into.residual = into.total.saturating_sub(attributed);
+        into.own_residual = book.ledger.own_residual().min(into.residual);
+        into.excess = attributed.saturating_sub(into.total);
         for (reason, line) in Reason::all().zip(&mut into.lines) {
             let own = line.row.own.saturating_add(book.ledger.unseen_own(reason));
             line.row.own = own.min(line.row.exits);

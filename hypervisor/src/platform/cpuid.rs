@@ -3,6 +3,7 @@
 //! | leaf | change |
 //! |---|---|
 //! | 1 | EBX\[31:24\] = APIC ID; ECX\[24\] TSC deadline timer, ECX\[31\] hypervisor present |
+//! | 7.0 | ECX\[16\] LA57 off: gates are checked as 48-bit addresses |
 //! | 0xB, 0x1F | EDX = x2APIC ID |
 //! | 0x4FFFFF00 | added: discovery (`exit_abi::leaf::DISCOVERY`) |
 //! | 0x4FFFFF03 | added: interface version and layout (`exit_abi::leaf::INFO`) |
@@ -14,6 +15,7 @@ use crate::exits::gate;
 
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
+const LA57: u32 = 1 << 16;
 
 fn entry(function: u32, r: Registers) -> kvm_cpuid_entry2 {
     kvm_cpuid_entry2 {
@@ -38,6 +40,7 @@ pub fn table(supported: &CpuId, apic_id: u8, layout: Layout, deadline: bool) -> 
                     e.ecx |= TSC_DEADLINE;
                 }
             }
+            7 if e.index == 0 => e.ecx &= !LA57,
             0xB | 0x1F => e.edx = apic_id.into(),
             _ => {}
         }
