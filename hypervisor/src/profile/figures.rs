@@ -279,35 +279,10 @@ impl Delta {
 }
 
 impl Profile {
-    /// The boot step by step: one per milestone, and one up to the end of the run if anything
-    /// came after the last milestone.
+    /// The boot step by step: one per milestone, and one up to its end if anything came after the
+    /// last milestone.
     pub fn steps(&self) -> Vec<Step<'_>> {
-        let start = Accounts::default();
-        let mut before = &start;
-        let mut steps = Vec::with_capacity(self.milestones.len() + 1);
-        for (index, milestone) in self.milestones.iter().enumerate() {
-            steps.push(Step {
-                index,
-                name: &milestone.name,
-                milestone: Some(milestone),
-                accounts: &milestone.accounts,
-                delta: milestone.accounts.since(before),
-            });
-            before = &milestone.accounts;
-        }
-        let rest = self.total.since(before);
-        if !rest.is_empty() {
-            let (index, name) = (steps.len(), END);
-            let accounts = &self.total;
-            steps.push(Step {
-                index,
-                name,
-                milestone: None,
-                accounts,
-                delta: rest,
-            });
-        }
-        steps
+        steps(&self.milestones, &self.total)
     }
 
     /// [`Self::steps`] without an end to which the guest added nothing: the exit by which it ends
@@ -441,6 +416,10 @@ impl Profile {
                 "{dropped} milestones were dropped: no room for a snapshot"
             ));
         }
+        if self.reboots_dropped > 0 {
+            let dropped = self.reboots_dropped;
+            warnings.push(format!("{dropped} reboots were dropped: no room for them"));
+        }
         let shrinks = |s: &Step<'_>, before: &Accounts| s.accounts.total < before.total;
         let steps = self.steps();
         if let Some(pair) = steps.windows(2).find(|w| shrinks(&w[1], w[0].accounts)) {
@@ -463,6 +442,34 @@ impl Profile {
         }
         warnings
     }
+}
+
+/// The steps that these snapshots and the accounts at the end make.
+pub(super) fn steps<'a>(milestones: &'a [Milestone], total: &'a Accounts) -> Vec<Step<'a>> {
+    let start = Accounts::default();
+    let mut before = &start;
+    let mut steps = Vec::with_capacity(milestones.len() + 1);
+    for (index, milestone) in milestones.iter().enumerate() {
+        steps.push(Step {
+            index,
+            name: &milestone.name,
+            milestone: Some(milestone),
+            accounts: &milestone.accounts,
+            delta: milestone.accounts.since(before),
+        });
+        before = &milestone.accounts;
+    }
+    let rest = total.since(before);
+    if !rest.is_empty() {
+        steps.push(Step {
+            index: steps.len(),
+            name: END,
+            milestone: None,
+            accounts: total,
+            delta: rest,
+        });
+    }
+    steps
 }
 
 #[cfg(test)]
