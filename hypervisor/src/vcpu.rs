@@ -509,12 +509,11 @@ impl Vcpu {
 
     /// Takes a snapshot.
     fn milestone(&mut self, number: u32, name: Name) {
+        let turn = self.shared.milestones.turn();
         let clocks = self.shared.clocks();
         self.shared.books.all(&mut self.scratch);
         let figures = &self.scratch.figures;
-        self.shared
-            .milestones
-            .record(number, name, self.index as u32, clocks, figures);
+        turn.record(number, name, self.index as u32, clocks, figures);
     }
 
     // Gates.

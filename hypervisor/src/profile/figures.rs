@@ -397,6 +397,14 @@ impl Profile {
         self.has_source(KVM_STATS) || self.has_source(KERNEL_LEDGER)
     }
 
+    /// Whether other vCPUs reach this milestone, too.
+    pub fn is_per_cpu(&self, milestone: &Milestone) -> bool {
+        let others = self.milestones.iter().filter(|m| m.vcpu != milestone.vcpu);
+        others
+            .into_iter()
+            .any(|m| (m.number, &m.name) == (milestone.number, &milestone.name))
+    }
+
     /// What the residual consists of. Where every exit is traced, KVM's statistic exceeds the
     /// trace only for passes of its emulator (VMX without unrestricted guest, real mode).
     pub fn residual_meaning(&self) -> &'static str {

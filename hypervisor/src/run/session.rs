@@ -126,7 +126,7 @@ impl Session {
             listening,
         };
         self.watch(|watch, ops| watch.attach(machine, ops));
-        shared.milestones.record(
+        shared.milestones.turn().record(
             milestone::RESET,
             Name::default(),
             0,
