@@ -66,7 +66,9 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         gates,
         ..
     } = first;
+    let end = end::end(&cause, config, &standings, at);
     let rebooted = !reboots.kept.is_empty() || reboots.dropped > 0;
+    let differs = rebooted || first_end.kind != end.kind;
     Ok(Profile {
         schema: SCHEMA.into(),
         version: VERSION,
@@ -81,13 +83,13 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
             ..machine(config)
         },
         sources,
-        end: end::end(&cause, config, &standings, at),
+        end,
         milestones,
         milestones_dropped,
         total,
         vcpus,
         gates,
-        first_end: rebooted.then_some(first_end),
+        first_end: differs.then_some(first_end),
         reboots: reboots.kept,
         reboots_dropped: reboots.dropped,
         reasons,

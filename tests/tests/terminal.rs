@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -41,7 +42,11 @@ impl Session {
     fn start(elf: &Elf, options: &[&str]) -> Self {
         let folder = tempdir().unwrap();
         let image = elf.write(folder.path());
-        let args = [&["run", "--kernel", arg(&image)], options].concat();
+        Self::boot(&image, folder, options)
+    }
+
+    fn boot(image: &Path, folder: TempDir, options: &[&str]) -> Self {
+        let args = [&["run", "--kernel", arg(image)], options].concat();
         let mut command = command(&args);
         let (keys, terminal) = terminal();
         command.stdin(terminal.try_clone().unwrap());
@@ -90,6 +95,23 @@ fn the_escape_key_ends_a_run() {
     session.press(&[ESCAPE_KEY]);
     let run = session.finish(INTERRUPTED);
     run.expect_stderr(&[GIVEN, "exitvisor: cut short: interrupted by Ctrl-]\n"]);
+}
+
+#[test]
+fn a_reset_leaves_the_terminal_to_the_guest() {
+    needs_kvm!("a_reset_leaves_the_terminal_to_the_guest");
+    let options = ["--cmdline", "3", "--on-reset", "continue"];
+    let image = black_box::guest("power");
+    let mut session = Session::boot(&image, tempdir().unwrap(), &options);
+    session.wait_for_raw();
+    session.press(b"ra");
+    session.live.wait_for("r\nready\na\n");
+    session.wait_for_raw();
+    session.press(b"rb");
+    session.live.wait_for("a\nr\nready\nb\n");
+    session.press(&[ESCAPE_KEY]);
+    let run = session.finish(INTERRUPTED);
+    assert_eq!(run.stderr.matches(GIVEN).count(), 1, "{run:#?}");
 }
 
 #[test]

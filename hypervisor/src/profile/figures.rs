@@ -127,8 +127,12 @@ impl ReasonAccount {
     /// How many of the guest's exits were timed.
     ///
     /// The profiler's own come out of KVM_RUN, where every exit is timed at the next entry: all of
-    /// them are taken to be timed, but for the one that took the snapshot or ended the run.
+    /// them are taken to be timed, but for the one that took the snapshot or ended the run. (Where
+    /// that was the guest's, by a power-off, this is one too many; but no timed exit takes no time.)
     pub fn guest_timed(&self) -> u64 {
+        if self.guest_cycles() == 0 {
+            return 0;
+        }
         let in_progress = u64::from(self.timed < self.exits);
         let own = self.own.saturating_sub(in_progress);
         self.timed.saturating_sub(own).min(self.guest_exits())
@@ -572,6 +576,14 @@ mod tests {
             ..account
         };
         assert_eq!(last.times(), Some((70, 70, 70)));
+        // The profiler's own exit was timed; the guest's ended the run and was not.
+        let last = ReasonAccount {
+            own_cycles: 70,
+            min: 0,
+            max: 0,
+            ..last
+        };
+        assert_eq!(last.times(), None);
         assert_eq!(share(1, 0), None);
     }
 

@@ -50,7 +50,7 @@ pub struct Profile {
     pub vcpus: Vec<Accounts>,
     /// What the gates did.
     pub gates: GateFigures,
-    /// How the first boot ended, if the machine was booted again after it; else it is `end`.
+    /// How the first boot ended, if that was not the end of the run; else it is `end`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_end: Option<End>,
     /// The boots after the first: the guest reset itself, and was allowed to.
