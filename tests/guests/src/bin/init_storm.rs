@@ -1,5 +1,6 @@
-//! As many INIT and start-up IPIs to CPU 1 as its command line says, pairs of them: it must come up
-//! once more after the storm, and its gate must answer.
+//! As many INITs to CPU 1 as its command line says, with and without start-up IPIs, and a gate
+//! registered now and then, for which every CPU has to stop: CPU 1 must come up once more after the
+//! storm, and its gate must answer.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 guest_kernel::entry!(guest);
@@ -28,13 +29,19 @@ extern "sysv64" fn after() -> ! {
 
 #[cfg(target_os = "none")]
 fn guest(start_info: u32) -> u32 {
-    use test_guests::smp;
+    use exit_abi::gate::Outcome;
+    use test_guests::{check_eq, register, smp, withdraw};
 
     smp::start(1, second);
     for n in 0..test_guests::cmdline_number(start_info) {
         smp::init(1);
         // Without one, with one and with two of them, as the SDM's own start-up has it.
         (0..n % 3).for_each(|_| smp::startup(1));
+        if n % 100 < 3 {
+            let site = guest_kernel::arch::gate::cpuid_site();
+            check_eq(3, withdraw(site), Some(Outcome::Done), "withdrawn");
+            check_eq(4, register(site), Some(Outcome::Done), "registered");
+        }
     }
     smp::init(1);
     smp::forget(1);
