@@ -27,10 +27,11 @@ fn adds_up(total: &Accounts, vcpus: &[Accounts]) {
             of(|r| r.exits),
             of(|r| r.own),
             of(|r| r.timed),
+            of(|r| r.own_timed),
             of(|r| r.cycles),
             of(|r| r.own_cycles),
         ];
-        let expected = [r.exits, r.own, r.timed, r.cycles, r.own_cycles];
+        let expected = [r.exits, r.own, r.timed, r.own_timed, r.cycles, r.own_cycles];
         assert_eq!(sums, expected, "reason {}", r.reason);
     }
 }
