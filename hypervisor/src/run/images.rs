@@ -5,12 +5,11 @@ use std::os::unix::fs::MetadataExt;
 
 use sha2::{Digest, Sha256};
 
+use crate::devices::control::Cause;
 use crate::error::Error;
 use crate::profile::Image;
 use crate::status;
 use crate::vm::Loaded;
-
-use crate::devices::control::Cause;
 
 /// Checks that a reboot has loaded what the first boot has: a profile is about one set of images.
 pub(super) fn same(first: &[Loaded], now: &[Loaded]) -> Result<(), Cause> {
