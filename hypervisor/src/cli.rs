@@ -6,7 +6,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit_abi::reason::Edition;
 
-use crate::config::{self, Config, Console, CpuCount, MemorySize, NamedLayout, TimeLimit};
+use crate::config::{self, Config, Console, CpuCount, MemorySize, NamedLayout, OnReset, TimeLimit};
 use crate::error::Error;
 use crate::profile::limit::Limits;
 
@@ -16,7 +16,7 @@ use crate::profile::limit::Limits;
 #[command(after_help = "\
 Exit status: 0-63 the guest's own; 64 usage, 65 bad profile, 66 bad image, 69 no KVM, 70 internal,
 71 host, 73 output, 80 time limit, 81 triple fault, 82 guest crash, 83 KVM gave up, 84 growth,
-129/130/143 interrupted by SIGHUP, Ctrl-C, SIGTERM.")]
+85 too many resets, 129/130/143 interrupted by SIGHUP, Ctrl-C, SIGTERM.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -66,7 +66,8 @@ The guest's console goes to standard error, the profile to standard output.
 Examples:
   exitvisor profile --kernel kernel.elf
   exitvisor profile --kernel kernel.elf --format json --output profile.json
-  exitvisor profile --kernel kernel.elf --leaves reversed --sdm 2020 --timeout 5s")]
+  exitvisor profile --kernel kernel.elf --leaves reversed --sdm 2020 --timeout 5s
+  exitvisor profile --kernel kernel.elf --on-reset continue --max-resets 5")]
 pub struct ProfileArgs {
     /// The VM.
     #[command(flatten)]
@@ -156,6 +157,12 @@ pub struct VmArgs {
     /// Time limit: 30s, 500ms, 2m or none [default: none for run, 30s for profile]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub timeout: Option<TimeLimit>,
+    /// What a reset by the guest does: end the run, or boot it again and profile that too
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "end")]
+    pub on_reset: ResetMode,
+    /// How often the guest may reset itself with --on-reset continue [default: 1000]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub max_resets: Option<u32>,
     /// Which CPUID leaves ask what: classic, reversed, or four leaves A,B,C,D (total exits, total
     /// cycles, exits of ECX, cycles of ECX)
     #[arg(
@@ -171,6 +178,18 @@ pub struct VmArgs {
     /// Print a line on standard error for each query of the guest's
     #[arg(long)]
     pub log_queries: bool,
+}
+
+/// How often a guest may reset itself when nothing else is said.
+const MAX_RESETS: u32 = 1000;
+
+/// What a reset by the guest does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResetMode {
+    /// The run ends, with status 0.
+    End,
+    /// The machine boots again, and each boot is profiled.
+    Continue,
 }
 
 /// Format of a profile.
@@ -203,6 +222,15 @@ impl VmArgs {
                     .into(),
             )
         })?;
+        let on_reset = match (self.on_reset, self.max_resets) {
+            (ResetMode::End, None) => OnReset::End,
+            (ResetMode::End, Some(_)) => {
+                let what = "--max-resets means nothing without --on-reset continue: add that, or \
+                            leave it out";
+                return Err(Error::Usage(what.into()));
+            }
+            (ResetMode::Continue, most) => OnReset::Continue(most.unwrap_or(MAX_RESETS)),
+        };
         Ok(Config {
             firmware: (self.firmware.as_os_str() != "none").then_some(self.firmware),
             kernel,
@@ -211,6 +239,7 @@ impl VmArgs {
             memory: self.memory,
             cpus: self.cpus,
             timeout: self.timeout.unwrap_or(timeout),
+            on_reset,
             leaves: self.leaves,
             edition: self.sdm,
             log_queries: self.log_queries,

@@ -251,6 +251,15 @@ pub enum Console {
     Stderr,
 }
 
+/// What becomes of a guest that resets itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnReset {
+    /// The run ends.
+    End,
+    /// The machine boots again, this many times at most.
+    Continue(u32),
+}
+
 /// A VM to run, validated.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -268,6 +277,8 @@ pub struct Config {
     pub cpus: CpuCount,
     /// Time limit.
     pub timeout: TimeLimit,
+    /// What becomes of a guest that resets itself.
+    pub on_reset: OnReset,
     /// Leaf layout.
     pub leaves: NamedLayout,
     /// Edition of the SDM's table.

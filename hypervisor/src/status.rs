@@ -36,6 +36,8 @@ statuses! {
     KVM_ERROR = 83;
     /// `compare --max-growth`: something grew by more.
     GROWTH = 84;
+    /// The guest reset itself more often than `--max-resets` allows.
+    RESET_LIMIT = 85;
     /// Interrupted by SIGHUP (128 + 1).
     HUNG_UP = 129;
     /// Interrupted by Ctrl-C or the escape key (128 + SIGINT).

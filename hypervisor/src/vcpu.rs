@@ -77,7 +77,7 @@ pub struct Shared {
     /// Where a line per query goes, if one is asked for.
     pub query_log: Option<Mutex<Console>>,
     /// When the VM started; set once, by the first to run.
-    pub started: OnceLock<(u64, Instant)>,
+    pub started: OnceLock<Start>,
     /// The vCPU threads, so that one can kick another.
     pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
 }
@@ -87,13 +87,14 @@ impl Shared {
         self.com1.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// When the VM started: now, if it had not.
+    pub fn start(&self) -> Start {
+        *self.started.get_or_init(Start::now)
+    }
+
     /// Both clocks since the VM started.
     pub fn clocks(&self) -> Clocks {
-        let (tsc, instant) = *self.started.get_or_init(|| (rdtsc(), Instant::now()));
-        Clocks {
-            tsc: rdtsc().wrapping_sub(tsc),
-            nanos: u64::try_from(instant.elapsed().as_nanos()).unwrap_or(u64::MAX),
-        }
+        self.start().clocks()
     }
 
     /// Makes the vCPU's KVM_RUN return. A kick that comes just before KVM_RUN is lost: whoever
@@ -106,6 +107,40 @@ impl Shared {
             unsafe { libc::pthread_kill(*thread, kick_signal()) };
         }
     }
+}
+
+/// A moment, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    tsc: u64,
+    instant: Instant,
+}
+
+impl Start {
+    /// This moment.
+    pub fn now() -> Self {
+        Self {
+            tsc: rdtsc(),
+            instant: Instant::now(),
+        }
+    }
+
+    /// Both clocks since then.
+    pub fn clocks(&self) -> Clocks {
+        Clocks {
+            tsc: rdtsc().wrapping_sub(self.tsc),
+            nanos: nanos(self.instant.elapsed()),
+        }
+    }
+
+    /// Nanoseconds from an earlier moment to this one.
+    pub fn nanos_since(&self, earlier: &Self) -> u64 {
+        nanos(self.instant.duration_since(earlier.instant))
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The signal that interrupts KVM_RUN.
@@ -469,6 +504,8 @@ impl Vcpu {
                 Request::Milestone { number, name } => self.milestone(number, name),
                 Request::Exit(status) => self.finish(Cause::Exit(status)),
                 Request::Gate { number, address } => self.gate_command(number, address),
+                Request::PowerOff => self.finish(Cause::PowerOff),
+                Request::Reset => self.finish(Cause::Reset),
                 Request::OwnSection(opens) => self.own_section(opens),
             },
             _ => {}
@@ -510,12 +547,11 @@ impl Vcpu {
 
     /// Takes a snapshot.
     fn milestone(&mut self, number: u32, name: Name) {
+        let turn = self.shared.milestones.turn();
         let clocks = self.shared.clocks();
         self.shared.books.all(&mut self.scratch);
         let figures = &self.scratch.figures;
-        self.shared
-            .milestones
-            .record(number, name, self.index as u32, clocks, figures);
+        turn.record(number, name, self.index as u32, clocks, figures);
     }
 
     // Gates.

@@ -291,8 +291,9 @@ fn console_file(target: ConsoleTarget) -> io::Result<File> {
     Ok(fd.into())
 }
 
-/// Builds the VM.
-pub fn build(config: &Config) -> Result<Vm, Error> {
+/// Builds the VM, as it is after this many resets.
+pub fn build(config: &Config, resets: u32) -> Result<Vm, Error> {
+    tracing::debug!(resets, "building a machine");
     // Images first: a typing mistake should not need a KVM to be found.
     let (role, path) = match &config.firmware {
         Some(firmware) => ("firmware", firmware.as_path()),

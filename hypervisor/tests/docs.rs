@@ -61,6 +61,9 @@ fn ports() {
         (port::GATE_HIGH, "GATE_HIGH"),
         (port::GATE_COMMAND, "GATE_COMMAND"),
         (port::SCRATCH, "SCRATCH"),
+        (port::SLEEP_CONTROL, "SLEEP_CONTROL"),
+        (port::SLEEP_STATUS, "SLEEP_STATUS"),
+        (port::RESET, "RESET"),
         (port::COM1, "COM1"),
     ] {
         assert!(
@@ -71,6 +74,34 @@ fn ports() {
             ),
             "{name}"
         );
+    }
+}
+
+/// The bytes that the power-off and reset ports want, and the words for the ends of a run.
+#[test]
+fn power_and_ends() {
+    for value in [port::POWER_OFF, port::RESET_VALUE] {
+        assert!(
+            INTERFACE.contains(&format!("`0x{value:02X}`")),
+            "{value:#x}"
+        );
+    }
+    use profile::EndKind::*;
+    let kinds = [
+        Exit,
+        Crash,
+        PowerOff,
+        Reset,
+        ResetLimit,
+        TripleFault,
+        Timeout,
+        Interrupted,
+        KvmError,
+        Internal,
+    ];
+    for kind in kinds {
+        let word = serde_json::to_string(&kind).unwrap().replace('"', "`");
+        assert!(SCHEMA.contains(&word), "{word}");
     }
 }
 

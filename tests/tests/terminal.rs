@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -39,13 +40,18 @@ fn terminal() -> (File, OwnedFd) {
 
 impl Session {
     fn start(elf: &Elf, options: &[&str]) -> Self {
-        Self::with(elf, options, |_| ())
-    }
-
-    fn with(elf: &Elf, options: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         let folder = tempdir().unwrap();
         let image = elf.write(folder.path());
-        let args = [&["run", "--kernel", arg(&image)], options].concat();
+        Self::boot(&image, folder, options, |_| ())
+    }
+
+    fn boot(
+        image: &Path,
+        folder: TempDir,
+        options: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
+        let args = [&["run", "--kernel", arg(image)], options].concat();
         let mut command = command(&args);
         let (keys, terminal) = terminal();
         command.stdin(terminal.try_clone().unwrap());
@@ -101,11 +107,30 @@ fn the_escape_key_ends_a_run() {
 fn a_terminal_is_given_even_if_nobody_can_be_told() {
     needs_kvm!("a_terminal_is_given_even_if_nobody_can_be_told");
     let full = File::options().write(true).open("/dev/full").unwrap();
-    let mut session = Session::with(&listening(), &["--timeout", "500ms"], |command| {
+    let folder = tempdir().unwrap();
+    let image = listening().write(folder.path());
+    let mut session = Session::boot(&image, folder, &["--timeout", "500ms"], |command| {
         command.stderr(full);
     });
     session.live.wait_for(GREETING);
     session.finish(TIMEOUT);
+}
+
+#[test]
+fn a_reset_leaves_the_terminal_to_the_guest() {
+    needs_kvm!("a_reset_leaves_the_terminal_to_the_guest");
+    let options = ["--cmdline", "3", "--on-reset", "continue"];
+    let image = black_box::guest("power");
+    let mut session = Session::boot(&image, tempdir().unwrap(), &options, |_| ());
+    session.wait_for_raw();
+    session.press(b"ra");
+    session.live.wait_for("r\nready\na\n");
+    session.wait_for_raw();
+    session.press(b"rb");
+    session.live.wait_for("a\nr\nready\nb\n");
+    session.press(&[ESCAPE_KEY]);
+    let run = session.finish(INTERRUPTED);
+    assert_eq!(run.stderr.matches(GIVEN).count(), 1, "{run:#?}");
 }
 
 #[test]

@@ -11,6 +11,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub enum Cause {
     /// The guest wrote this exit status.
     Exit(u32),
+    /// The guest powered the machine off.
+    PowerOff,
+    /// The guest reset the machine.
+    Reset,
+    /// The guest reset the machine more often than it may.
+    ResetLimit,
     /// Triple fault on this vCPU.
     TripleFault(u32),
     /// The time limit.
@@ -23,6 +29,13 @@ pub enum Cause {
     Kvm(String),
     /// A fault of our own, or the host's.
     Internal(String),
+    /// The machine could not be built again after a reset.
+    Rebuild {
+        /// The exit status that the reason calls for.
+        status: u8,
+        /// The reason.
+        why: String,
+    },
 }
 
 /// Shared by the vCPU threads and the event loop.

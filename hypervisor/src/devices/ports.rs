@@ -1,4 +1,5 @@
-//! Exitvisor's own ports, as one vCPU sees them: milestones, exit status, gates, own sections.
+//! Exitvisor's own ports, as one vCPU sees them: milestones, exit status, gates, own sections,
+//! power-off and reset.
 //!
 //! State is per vCPU, so that two that write at once cannot mix their halves of an address.
 
@@ -30,7 +31,15 @@ pub enum Request {
         /// The address it is about.
         address: u64,
     },
+    /// Power the machine off.
+    PowerOff,
+    /// Reset the machine.
+    Reset,
 }
+
+/// What is looked at in [`port::SLEEP_CONTROL`]: SLP_EN and SLP_TYP (ACPI 6.5, 4.8.3.7). The other
+/// bits are reserved or without meaning for S5.
+const SLEEP_BITS: u8 = 1 << 5 | 0b111 << 2;
 
 /// The ports' state for one vCPU.
 #[derive(Debug)]
@@ -66,7 +75,8 @@ fn number(data: &[u8]) -> u32 {
 
 impl Ports {
     /// Whether accesses to this port are the profiler's own business: all of ours but the scratch
-    /// port, which is there for a guest's workloads.
+    /// port, which is there for a guest's workloads, and the machine's power-off and reset, which
+    /// any machine has.
     pub fn is_own(port: u16) -> bool {
         (port::BASE..port::SCRATCH).contains(&port)
     }
@@ -93,6 +103,11 @@ impl Ports {
                     address,
                 };
             }
+            // Registers of 8 bits: a wider access is none of theirs.
+            port::SLEEP_CONTROL if matches!(data, [v] if v & SLEEP_BITS == port::POWER_OFF) => {
+                return Request::PowerOff;
+            }
+            port::RESET if data == [port::RESET_VALUE] => return Request::Reset,
             _ => {}
         }
         Request::None
@@ -164,7 +179,29 @@ mod tests {
     }
 
     #[test]
-    fn the_scratch_port_is_the_guests_business() {
+    fn only_the_right_byte_ends_the_machine() {
+        let mut ports = Ports::default();
+        for byte in 0..=255 {
+            let power_off = ports.write(port::SLEEP_CONTROL, &[byte]) == Request::PowerOff;
+            assert_eq!(power_off, byte & 0x3C == 0x34, "{byte:#x}");
+            let reset = ports.write(port::RESET, &[byte]) == Request::Reset;
+            assert_eq!(reset, byte == 0xA5, "{byte:#x}");
+            assert_eq!(ports.write(port::SLEEP_STATUS, &[byte]), Request::None);
+        }
+        for port in [port::SLEEP_CONTROL, port::RESET] {
+            for value in [0x34, 0xA5] {
+                assert_eq!(ports.write(port, &[]), Request::None);
+                assert_eq!(ports.write(port, &[value, 0]), Request::None);
+                assert_eq!(ports.write(port, &[value, 0, 0, 0]), Request::None);
+            }
+            let mut answer = [0xAA];
+            ports.read(port, &mut answer);
+            assert_eq!(answer, [0]);
+        }
+    }
+
+    #[test]
+    fn the_guests_own_business() {
         for (port, own) in [
             (port::MILESTONE, true),
             (port::MILESTONE_NAME, true),
@@ -172,6 +209,8 @@ mod tests {
             (port::OWN_SECTION, true),
             (port::GATE_COMMAND, true),
             (port::SCRATCH, false),
+            (port::SLEEP_CONTROL, false),
+            (port::RESET, false),
             (port::COM1, false),
         ] {
             assert_eq!(Ports::is_own(port), own, "{port:#x}");

@@ -17,6 +17,9 @@ const IER_RECEIVED: u8 = 1;
 const LCR: u8 = 3;
 const LCR_DLAB: u8 = 0x80;
 
+/// The modem-control register's bit for loopback mode.
+const MCR_LOOP: u8 = 1 << 4;
+
 /// An interrupt line, as KVM's irqfd takes it.
 pub struct Line(EventFd);
 
@@ -71,6 +74,16 @@ impl Com1 {
         let _ = self.uart.enqueue_raw_bytes(bytes);
     }
 
+    /// The input that the guest has not read.
+    pub fn unread(&self) -> Vec<u8> {
+        let state = self.uart.state();
+        // In loopback mode these are bytes of the guest's own.
+        if state.modem_control & MCR_LOOP != 0 {
+            return Vec::new();
+        }
+        state.in_buffer
+    }
+
     /// Writes out what the console holds back.
     pub fn drain(&mut self) {
         self.uart.writer_mut().drain();
@@ -112,6 +125,9 @@ mod tests {
         assert_eq!(com1.room(), 0);
         com1.input(b"more");
         assert_eq!(com1.read(0), 7);
+        assert_eq!(com1.unread(), vec![7; room - 1]);
+        com1.write(4, MCR_LOOP);
+        assert_eq!(com1.unread(), Vec::<u8>::new());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Milestones: snapshots of the books, taken when the guest says where it is.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use exit_abi::milestone::{self, NAME_MAX};
 
@@ -71,6 +71,27 @@ struct Inner {
     dropped: u64,
 }
 
+/// The turn to take one snapshot.
+pub struct Turn<'a>(MutexGuard<'a, Inner>);
+
+impl Turn<'_> {
+    /// Keeps a snapshot, or counts that there was no room for it.
+    pub fn record(mut self, number: u32, name: Name, vcpu: u32, clocks: Clocks, figures: &Figures) {
+        if self.0.snapshots.len() < ROOM {
+            let figures = figures.clone();
+            self.0.snapshots.push(Snapshot {
+                number,
+                name,
+                vcpu,
+                clocks,
+                figures,
+            });
+        } else {
+            self.0.dropped += 1;
+        }
+    }
+}
+
 /// The snapshots of a run.
 pub struct Milestones {
     inner: Mutex<Inner>,
@@ -91,21 +112,10 @@ impl Milestones {
         }
     }
 
-    /// Takes a snapshot, or counts that there was no room for it.
-    pub fn record(&self, number: u32, name: Name, vcpu: u32, clocks: Clocks, figures: &Figures) {
-        let mut inner = self.inner.lock().unwrap_or_else(|e| e.into_inner());
-        if inner.snapshots.len() < ROOM {
-            let figures = figures.clone();
-            inner.snapshots.push(Snapshot {
-                number,
-                name,
-                vcpu,
-                clocks,
-                figures,
-            });
-        } else {
-            inner.dropped += 1;
-        }
+    /// Waits for the turn to take a snapshot: whoever reads the clocks and the books while holding
+    /// it is recorded in the order in which they were read, whatever other vCPUs reach meanwhile.
+    pub fn turn(&self) -> Turn<'_> {
+        Turn(self.inner.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
     /// The name of a snapshot: what the guest spelled, what its image noted, what the interface
@@ -175,7 +185,9 @@ mod tests {
             (0x101, Name::default()),
             (77, Name::default()),
         ] {
-            milestones.record(number, name, 0, Clocks::default(), &figures);
+            milestones
+                .turn()
+                .record(number, name, 0, Clocks::default(), &figures);
         }
         let names: Vec<_> = milestones.finish().0.into_iter().map(|m| m.name).collect();
         assert_eq!(
@@ -188,7 +200,7 @@ mod tests {
     fn a_flood_is_counted_not_kept() {
         let milestones = Milestones::new(BTreeMap::new());
         for n in 0..ROOM as u32 + 5 {
-            milestones.record(
+            milestones.turn().record(
                 n,
                 Name::default(),
                 0,

@@ -274,10 +274,16 @@ type Fact = (&'static str, fn(&Profile) -> String);
 fn caveats(a: &Profile, b: &Profile) -> Vec<String> {
     let mut caveats = Vec::new();
     for (profile, which) in [(a, "first"), (b, "second")] {
-        if profile.end.cut_short {
+        if profile.first_end().cut_short {
             caveats.push(format!(
                 "the {which} run was cut short: {}",
-                profile.end.detail
+                profile.first_end().detail
+            ));
+        }
+        if profile.has_reboots() {
+            let reboots = profile.all_reboots();
+            caveats.push(format!(
+                "the {which} run rebooted ({reboots} times): only its first boot is compared"
             ));
         }
         if profile.milestones_dropped > 0 {
@@ -346,8 +352,20 @@ mod tests {
     }
 
     #[test]
+    fn only_first_boots_are_compared() {
+        let (a, b) = (fixtures::software(), fixtures::reboots());
+        let comparison = Comparison::of(("a", &a), ("b", &b));
+        let caveat = "the second run rebooted (3 times): only its first boot is compared";
+        assert_eq!(comparison.caveats, [caveat]);
+        assert_eq!(comparison.total.difference(), 0);
+    }
+
+    #[test]
     fn a_profile_is_like_itself() {
-        for profile in fixtures::all().iter().filter(|p| !p.end.cut_short) {
+        for profile in fixtures::all()
+            .iter()
+            .filter(|p| !p.end.cut_short && !p.has_reboots())
+        {
             let same = compare(profile, profile);
             assert_eq!(same.total.trend(), Trend::Same);
             assert!(same.reasons.iter().all(|r| r.trend == Trend::Same));

@@ -275,35 +275,10 @@ impl Delta {
 }
 
 impl Profile {
-    /// The boot step by step: one per milestone, and one up to the end of the run if anything
-    /// came after the last milestone.
+    /// The boot step by step: one per milestone, and one up to its end if anything came after the
+    /// last milestone.
     pub fn steps(&self) -> Vec<Step<'_>> {
-        let start = Accounts::default();
-        let mut before = &start;
-        let mut steps = Vec::with_capacity(self.milestones.len() + 1);
-        for (index, milestone) in self.milestones.iter().enumerate() {
-            steps.push(Step {
-                index,
-                name: &milestone.name,
-                milestone: Some(milestone),
-                accounts: &milestone.accounts,
-                delta: milestone.accounts.since(before),
-            });
-            before = &milestone.accounts;
-        }
-        let rest = self.total.since(before);
-        if !rest.is_empty() {
-            let (index, name) = (steps.len(), END);
-            let accounts = &self.total;
-            steps.push(Step {
-                index,
-                name,
-                milestone: None,
-                accounts,
-                delta: rest,
-            });
-        }
-        steps
+        steps(&self.milestones, &self.total)
     }
 
     /// [`Self::steps`] without an end to which the guest added nothing: the exit by which it ends
@@ -418,6 +393,14 @@ impl Profile {
         self.has_source(KVM_STATS) || self.has_source(KERNEL_LEDGER)
     }
 
+    /// Whether other vCPUs reach this milestone, too.
+    pub fn is_per_cpu(&self, milestone: &Milestone) -> bool {
+        let others = self.milestones.iter().filter(|m| m.vcpu != milestone.vcpu);
+        others
+            .into_iter()
+            .any(|m| (m.number, &m.name) == (milestone.number, &milestone.name))
+    }
+
     /// What the residual consists of. Where every exit is traced, KVM's statistic exceeds the
     /// trace only for passes of its emulator (VMX without unrestricted guest, real mode).
     pub fn residual_meaning(&self) -> &'static str {
@@ -436,6 +419,10 @@ impl Profile {
             warnings.push(format!(
                 "{dropped} milestones were dropped: no room for a snapshot"
             ));
+        }
+        if self.reboots_dropped > 0 {
+            let dropped = self.reboots_dropped;
+            warnings.push(format!("{dropped} reboots were dropped: no room for them"));
         }
         let shrinks = |s: &Step<'_>, before: &Accounts| s.accounts.total < before.total;
         let steps = self.steps();
@@ -459,6 +446,34 @@ impl Profile {
         }
         warnings
     }
+}
+
+/// The steps that these snapshots and the accounts at the end make.
+pub(super) fn steps<'a>(milestones: &'a [Milestone], total: &'a Accounts) -> Vec<Step<'a>> {
+    let start = Accounts::default();
+    let mut before = &start;
+    let mut steps = Vec::with_capacity(milestones.len() + 1);
+    for (index, milestone) in milestones.iter().enumerate() {
+        steps.push(Step {
+            index,
+            name: &milestone.name,
+            milestone: Some(milestone),
+            accounts: &milestone.accounts,
+            delta: milestone.accounts.since(before),
+        });
+        before = &milestone.accounts;
+    }
+    let rest = total.since(before);
+    if !rest.is_empty() {
+        steps.push(Step {
+            index: steps.len(),
+            name: END,
+            milestone: None,
+            accounts: total,
+            delta: rest,
+        });
+    }
+    steps
 }
 
 #[cfg(test)]
@@ -554,6 +569,15 @@ mod tests {
             ..account
         };
         assert_eq!(last.times(), Some((70, 70, 70)));
+        // The profiler's own exit was timed; the guest's ended the run and was not.
+        let last = ReasonAccount {
+            own_timed: 1,
+            own_cycles: 70,
+            min: 0,
+            max: 0,
+            ..last
+        };
+        assert_eq!(last.times(), None);
         assert_eq!(share(1, 0), None);
     }
 

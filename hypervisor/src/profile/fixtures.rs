@@ -181,6 +181,9 @@ pub(crate) fn zero() -> Profile {
         total: Accounts::default(),
         vcpus: vec![Accounts::default()],
         gates: GateFigures::default(),
+        first_end: None,
+        reboots: Vec::new(),
+        reboots_dropped: 0,
         reasons: reasons(&[11, 13, 17, 44, 52, 56, 60, 69, 70, 76, 77], |n| {
             [2, 10, 12, 30].contains(&n)
         }),
@@ -256,6 +259,55 @@ pub(crate) fn cut_short() -> Profile {
         nanos: 24_000_000,
     };
     profile.machine.cmdline = "console=ttyS0 wait=\u{1b}[31mred".to_owned();
+    profile
+}
+
+/// A boot on software KVM, and three reboots: the first takes fewer exits, the last one longer.
+pub(crate) fn reboots() -> Profile {
+    let mut profile = software();
+    let ended = |kind, detail: &str, nanos| End {
+        status: 0,
+        kind,
+        detail: detail.to_owned(),
+        cut_short: false,
+        tsc: nanos * 5 / 2,
+        nanos,
+    };
+    let reset = |nanos| ended(EndKind::Reset, "the guest reset itself", nanos);
+    profile.first_end = Some(reset(9_911_000));
+    for (i, fewer) in [9, 0, 0].into_iter().enumerate() {
+        let start_nanos = 27_300_000 * (i as u64 + 1) + 150_000 * i as u64;
+        let mut milestones = profile.milestones.clone();
+        let mut total = profile.total.clone();
+        let all = milestones.iter_mut().map(|m| &mut m.accounts);
+        for accounts in all.chain([&mut total]) {
+            if let Some(r) = accounts.reasons.iter_mut().find(|r| r.reason == 30)
+                && r.exits > 100
+            {
+                r.exits -= fewer;
+                r.timed -= fewer;
+                r.cycles -= fewer * 8_000;
+                accounts.total -= fewer;
+            }
+        }
+        if i == 2 {
+            book(&mut total, (12, 4, 0, 0));
+        }
+        let end = match i {
+            2 => ended(EndKind::PowerOff, "the guest powered off", 14_020_000),
+            _ => reset(9_802_000 + 57_000 * i as u64),
+        };
+        profile.reboots.push(Pass {
+            start_nanos,
+            end,
+            milestones,
+            milestones_dropped: 0,
+            vcpus: vec![total.clone()],
+            total,
+            gates: profile.gates.clone(),
+        });
+    }
+    profile.end = ended(EndKind::PowerOff, "the guest powered off", 96_220_000);
     profile
 }
 
@@ -428,7 +480,7 @@ pub(crate) fn huge() -> Profile {
 
 /// All of them.
 pub(crate) fn all() -> Vec<Profile> {
-    vec![zero(), software(), cut_short(), ledger(), huge()]
+    vec![zero(), software(), cut_short(), reboots(), ledger(), huge()]
 }
 
 fn figure() -> impl Strategy<Value = u64> {
@@ -475,6 +527,32 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_pass()(
+        start_nanos in figure(),
+        detail in string(),
+        cut_short in any::<bool>(),
+        milestones in proptest::collection::vec(any_milestone(), 0..3),
+        total in any_accounts(),
+    ) -> Pass {
+        let end = End {
+            detail,
+            cut_short,
+            nanos: total.total,
+            ..zero().end
+        };
+        Pass {
+            start_nanos,
+            end,
+            milestones,
+            milestones_dropped: 0,
+            vcpus: vec![total.clone()],
+            total,
+            gates: GateFigures::default(),
+        }
+    }
+}
+
+prop_compose! {
     /// Any profile at all, consistent or not.
     pub(crate) fn any_profile()(
         strings in proptest::collection::vec(string(), 8),
@@ -483,6 +561,7 @@ prop_compose! {
         dropped in figure(),
         memory in figure(),
         cut_short in any::<bool>(),
+        reboots in proptest::collection::vec(any_pass(), 0..20),
     ) -> Profile {
         let mut profile = ledger();
         let mut strings = strings.into_iter();
@@ -501,6 +580,9 @@ prop_compose! {
         profile.total = totals[0].clone();
         profile.vcpus = totals;
         profile.milestones = milestones;
+        profile.first_end = reboots.first().map(|pass| pass.end.clone());
+        profile.reboots_dropped = if reboots.is_empty() { 0 } else { dropped };
+        profile.reboots = reboots;
         profile
     }
 }

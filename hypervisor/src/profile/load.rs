@@ -264,7 +264,13 @@ fn contradiction(profile: &Profile) -> Option<String> {
         .enumerate()
         .map(|(i, v)| (format!("vCPU {i}"), v));
     let total = std::iter::once(("the total".to_owned(), &profile.total));
-    for (place, accounts) in total.chain(vcpus).chain(named) {
+    let reboots = profile.reboots.iter().zip(1..).flat_map(|(pass, n)| {
+        let milestones = pass.milestones.iter().map(|m| &m.accounts);
+        let all = std::iter::once(&pass.total).chain(&pass.vcpus);
+        all.chain(milestones)
+            .map(move |accounts| (format!("reboot {n}"), accounts))
+    });
+    for (place, accounts) in total.chain(vcpus).chain(named).chain(reboots) {
         if let Some(what) = wrong(accounts) {
             return Some(format!("{place}: {what}"));
         }
@@ -377,6 +383,10 @@ mod tests {
                 p.milestones[1].accounts.other = 7;
             }),
             changed(|p| p.reasons[3].reason = 1),
+            changed(|p| {
+                p.reboots = fixtures::reboots().reboots;
+                p.reboots[1].total.residual += 1;
+            }),
         ];
         insta::assert_snapshot!(all.join("\n"));
     }

@@ -9,6 +9,7 @@ pub mod figures;
 pub(crate) mod fixtures;
 pub mod limit;
 pub mod load;
+pub mod passes;
 pub mod runs;
 pub mod save;
 
@@ -19,7 +20,7 @@ pub const SCHEMA: &str = "exitvisor-profile";
 /// Version of the schema that this code writes, and the highest that it reads.
 pub const VERSION: u32 = 1;
 
-/// One boot, measured.
+/// One run, measured: its first boot, and those that followed it if the guest reset itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
@@ -37,21 +38,54 @@ pub struct Profile {
     pub machine: Machine,
     /// Where the figures come from, and how complete each source is.
     pub sources: Vec<SourceInfo>,
-    /// How the run ended.
+    /// How the whole run ended.
     pub end: End,
     /// Snapshots, in the order in which they were taken; the first is "reset".
     pub milestones: Vec<Milestone>,
     /// Milestones that were reached after the room for snapshots was used up.
     pub milestones_dropped: u64,
-    /// The accounts at the end of the run, all vCPUs together.
+    /// The accounts at the end of the first boot, all vCPUs together.
     pub total: Accounts,
     /// The same per vCPU.
     pub vcpus: Vec<Accounts>,
     /// What the gates did.
     pub gates: GateFigures,
+    /// How the first boot ended, if that was not the end of the run; else it is `end`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_end: Option<End>,
+    /// The boots after the first: the guest reset itself, and was allowed to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reboots: Vec<Pass>,
+    /// Reboots of which nothing is kept: the room for them was used up.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reboots_dropped: u64,
     /// Every reason of 0–127 that the chosen edition of the SDM defines, with what this KVM can
     /// raise: tells "never seen" from "cannot occur here".
     pub reasons: Vec<ReasonInfo>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// A boot after the first, measured as the first is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pass {
+    /// When its VM started: nanoseconds since the first did.
+    pub start_nanos: u64,
+    /// How it ended; its clocks count from its own start.
+    pub end: End,
+    /// Snapshots, as of the first boot; their clocks count from its own start.
+    pub milestones: Vec<Milestone>,
+    /// Milestones for which there was no room.
+    pub milestones_dropped: u64,
+    /// The accounts at its end, all vCPUs together.
+    pub total: Accounts,
+    /// The same per vCPU.
+    pub vcpus: Vec<Accounts>,
+    /// What the gates did.
+    pub gates: GateFigures,
 }
 
 /// The program that wrote a profile.
@@ -154,7 +188,7 @@ pub struct SourceInfo {
     pub completeness: String,
 }
 
-/// How the run ended.
+/// How a run, or one of its boots, ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct End {
@@ -180,6 +214,12 @@ pub enum EndKind {
     Exit,
     /// The guest said that it crashed.
     Crash,
+    /// The guest powered the machine off.
+    PowerOff,
+    /// The guest reset the machine.
+    Reset,
+    /// The guest reset the machine more often than it may.
+    ResetLimit,
     /// Triple fault.
     TripleFault,
     /// The time limit was reached.

@@ -68,6 +68,8 @@ pub struct Runs {
     pub runs: usize,
     /// How many of them were cut short.
     pub cut_short: usize,
+    /// How many of them booted again: only their first boots count here.
+    pub rebooted: usize,
     /// The guest's exits, all causes.
     pub total: Spread,
     /// The guest's cycles.
@@ -90,7 +92,8 @@ impl Runs {
         let each = |of: fn(&Profile) -> u64| Spread::of(profiles.iter().map(of).collect());
         Self {
             runs: profiles.len(),
-            cut_short: profiles.iter().filter(|p| p.end.cut_short).count(),
+            cut_short: profiles.iter().filter(|p| p.first_end().cut_short).count(),
+            rebooted: profiles.iter().filter(|p| p.has_reboots()).count(),
             total: each(|p| p.total.guest_total()),
             cycles: each(|p| p.total.guest_cycles()),
             residual: each(|p| p.total.residual),

@@ -1,30 +1,35 @@
 //! The profile as CSV (RFC 4180, but lines end in LF): one row per milestone and reason, for
 //! spreadsheets and data frames.
 //!
+//! `pass` is 0 for the first boot and counts the reboots from 1 on; times count from its start.
 //! `exits` and `cycles` are the guest's, cumulative; `new_*` are what the step added; `own` are
 //! the profiler's own exits, contained in neither. Rows without a reason are what no reason shows
 //! (`residual`, `other`) and the sum (`total`); `excess` stands where the sources disagree.
 
-use crate::profile::Profile;
 use crate::profile::figures::{Delta, Step};
+use crate::profile::passes::Boot;
+use crate::profile::{Accounts, Profile};
 use std::fmt::Write;
 
-const HEAD: &str = "milestone_index,milestone,number,vcpu,time_ns,reason,reason_name,exits,\
+const HEAD: &str = "pass,milestone_index,milestone,number,vcpu,time_ns,reason,reason_name,exits,\
                     new_exits,own,cycles,new_cycles,source\n";
 
 /// The profile as CSV.
 pub fn render(profile: &Profile) -> String {
     let mut out = HEAD.to_owned();
     let none = Default::default();
-    let mut before = &none;
-    for step in profile.steps() {
-        rows(&mut out, profile, &step, before);
-        before = step.accounts;
+    for boot in profile.boots() {
+        let mut before = &none;
+        for step in boot.steps() {
+            rows(&mut out, profile, &boot, &step, before);
+            before = step.accounts;
+        }
     }
     out
 }
 
-fn rows(out: &mut String, profile: &Profile, step: &Step<'_>, before: &crate::profile::Accounts) {
+fn rows(out: &mut String, profile: &Profile, boot: &Boot<'_>, step: &Step<'_>, before: &Accounts) {
+    let pass = boot.number;
     let Step {
         index,
         name,
@@ -34,13 +39,13 @@ fn rows(out: &mut String, profile: &Profile, step: &Step<'_>, before: &crate::pr
     } = step;
     let place = match milestone {
         Some(m) => format!(
-            "{index},{},{},{},{}",
+            "{pass},{index},{},{},{},{}",
             quoted(name),
             m.number,
             m.vcpu,
             m.nanos
         ),
-        None => format!("{index},{},,,{}", quoted(name), profile.end.nanos),
+        None => format!("{pass},{index},{},,,{}", quoted(name), boot.end.nanos),
     };
     for r in &accounts.reasons {
         let new = delta.reasons.iter().find(|d| d.reason == r.reason);
@@ -136,6 +141,23 @@ mod tests {
     }
 
     #[test]
+    fn every_pass_has_its_rows() {
+        let mut profile = fixtures::reboots();
+        profile.milestones.truncate(1);
+        for pass in &mut profile.reboots {
+            pass.milestones.truncate(1);
+        }
+        let rows = read(&render(&profile));
+        let total = |r: &&Vec<String>| r[7] == "total" && r[2] == "(end)";
+        let totals: Vec<_> = rows.iter().filter(total).collect();
+        let shown: Vec<_> = totals
+            .iter()
+            .map(|r| format!("{} {}", r[0], r[8]))
+            .collect();
+        assert_eq!(shown, ["0 895", "1 886", "2 895", "3 899"]);
+    }
+
+    #[test]
     fn sums_agree() {
         for profile in [
             fixtures::software(),
@@ -143,15 +165,15 @@ mod tests {
             fixtures::cut_short(),
         ] {
             let rows = read(&render(&profile));
-            let last = rows.last().unwrap()[0].clone();
+            let last = rows.last().unwrap()[1].clone();
             let number = |row: &[String], i: usize| row[i].parse::<u64>().unwrap_or(0);
             let (totals, parts): (Vec<_>, Vec<_>) = rows[1..]
                 .iter()
-                .partition(|r| r[5].is_empty() && r[6] == "total");
+                .partition(|r| r[6].is_empty() && r[7] == "total");
             let total = totals.last().unwrap();
-            let at_end = parts.iter().filter(|r| r[0] == last);
-            assert_eq!(at_end.map(|r| number(r, 7)).sum::<u64>(), number(total, 7));
-            let new = parts.iter().map(|r| number(r, 8)).sum::<u64>();
+            let at_end = parts.iter().filter(|r| r[1] == last);
+            assert_eq!(at_end.map(|r| number(r, 8)).sum::<u64>(), number(total, 8));
+            let new = parts.iter().map(|r| number(r, 9)).sum::<u64>();
             assert_eq!(new, profile.total.guest_total());
         }
     }
@@ -160,7 +182,7 @@ mod tests {
         #[test]
         fn every_row_has_every_column(profile in fixtures::any_profile()) {
             let rows = read(&render(&profile));
-            prop_assert!(rows.iter().all(|r| r.len() == 13));
+            prop_assert!(rows.iter().all(|r| r.len() == 14));
         }
 
         #[test]

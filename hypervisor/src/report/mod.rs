@@ -4,6 +4,7 @@ pub mod compare;
 pub mod csv;
 mod format;
 pub mod json;
+mod passes;
 pub mod runs;
 pub mod summary;
 mod table;

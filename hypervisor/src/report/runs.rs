@@ -22,6 +22,14 @@ pub fn render(profiles: &[Profile]) -> String {
             &format!("▲ cut short: {n} of {}", of_runs(runs.runs)),
         );
     }
+    if runs.rebooted > 0 {
+        let n = runs.rebooted;
+        let what = format!(
+            "{n} of {} rebooted: only first boots are looked at",
+            of_runs(runs.runs)
+        );
+        out += &labelled("", 0, &what);
+    }
     if runs.runs == 0 {
         return out;
     }
@@ -218,6 +226,13 @@ mod tests {
     fn five_runs() {
         let runs = [run(0, 0), run(3, 0), run(1, 0), run(0, 4), run(2, 0)];
         insta::assert_snapshot!(render(&runs));
+    }
+
+    #[test]
+    fn reboots_are_left_out_and_that_is_said() {
+        let text = render(&[fixtures::software(), fixtures::reboots()]);
+        let line = "1 of 2 runs rebooted: only first boots are looked at";
+        assert_eq!(text.lines().nth(1), Some(line));
     }
 
     #[test]

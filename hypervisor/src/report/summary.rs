@@ -12,8 +12,13 @@ pub fn render(profile: &Profile) -> String {
         .map_or_else(String::new, |part| {
             format!(", mostly {}", super::text::times(profile, part))
         });
+    let boot = match profile.all_reboots() {
+        0 => String::new(),
+        1 => " in the first of 2 boots".to_owned(),
+        n => format!(" in the first of {} boots", count(n.saturating_add(1))),
+    };
     clean(&format!(
-        "{}: {} exits{most}; {} of the profiler's own. `exitvisor profile` shows where.",
+        "{}: {} exits{boot}{most}; {} of the profiler's own. `exitvisor profile` shows where.",
         profile.end.detail,
         count(total.guest_total()),
         count(total.own()),

@@ -26,6 +26,7 @@ pub fn render(profile: &Profile) -> String {
         reasons(profile),
         notes(profile),
         vcpus(profile),
+        super::passes::table(profile),
         sightings(profile),
         answers(profile),
         warnings(profile),
@@ -39,7 +40,7 @@ pub fn render(profile: &Profile) -> String {
     sections.join("\n")
 }
 
-fn plural(number: u64, one: &str, many: &str) -> String {
+pub(super) fn plural(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", count(number), if number == 1 { one } else { many })
 }
 
@@ -74,7 +75,7 @@ fn title(profile: &Profile) -> String {
 fn alarm(profile: &Profile) -> String {
     let what = match profile.end.kind {
         _ if profile.end.cut_short => "cut short: ",
-        EndKind::Exit => return String::new(),
+        EndKind::Exit | EndKind::PowerOff | EndKind::Reset => return String::new(),
         _ => "",
     };
     labelled("", 0, &format!("▲ {what}{}", clean(&profile.end.detail)))
@@ -114,6 +115,13 @@ fn facts(profile: &Profile) -> String {
     out += &labelled("accounts", INDENT, &accounts(profile));
     if profile.gates != GateFigures::default() {
         out += &labelled("gates", INDENT, &gates(profile));
+    }
+    if profile.has_reboots() {
+        let reboots = plural(profile.all_reboots(), "reboot", "reboots");
+        let line = format!(
+            "the first boot and {reboots}; all but the table of passes is about the first boot"
+        );
+        out += &labelled("passes", INDENT, &line);
     }
     let mut recorded = to_seconds(&profile.created);
     if alarm(profile).is_empty() {
@@ -218,7 +226,7 @@ fn glued(item: &str) -> String {
 }
 
 /// As many of the causes as fit, largest first: "12 HLT ×60, 30 I/O instruction ×41".
-fn mostly(profile: &Profile, parts: &[Part], room: usize) -> String {
+pub(super) fn mostly(profile: &Profile, parts: &[Part], room: usize) -> String {
     let mut out = String::new();
     for part in parts {
         let gap = if out.is_empty() { "" } else { ", " };
@@ -233,9 +241,9 @@ fn mostly(profile: &Profile, parts: &[Part], room: usize) -> String {
 
 fn step_name(profile: &Profile, step: &Step<'_>) -> String {
     match step.milestone {
-        None if profile.end.cut_short => "(cut short)".to_owned(),
+        None if profile.first_end().cut_short => "(cut short)".to_owned(),
         None => END.to_owned(),
-        Some(m) if profile.machine.cpus > 1 && m.vcpu > 0 => {
+        Some(m) if profile.machine.cpus > 1 && (m.vcpu > 0 || profile.is_per_cpu(m)) => {
             let on = fit(&format!(" (vCPU {})", m.vcpu), NAME - 8);
             fit(&clean(step.name), NAME - width(&on)) + &on
         }
@@ -255,7 +263,7 @@ fn milestones(profile: &Profile) -> String {
             .milestones
             .iter()
             .map(|m| m.nanos)
-            .chain([profile.end.nanos])
+            .chain([profile.first_end().nanos])
             .max()
             .unwrap_or(0),
     );
@@ -274,7 +282,10 @@ fn milestones(profile: &Profile) -> String {
             let growth = bar(step.delta.exits, most, BAR);
             table.row(vec![
                 step_name(profile, step),
-                clock.show(step.milestone.map_or(profile.end.nanos, |m| m.nanos)),
+                clock.show(
+                    step.milestone
+                        .map_or(profile.first_end().nanos, |m| m.nanos),
+                ),
                 count(step.accounts.guest_total()),
                 count_or_none(step.delta.exits),
                 count_or_none(step.delta.cycles),
@@ -549,6 +560,9 @@ fn answers(profile: &Profile) -> String {
         INDENT,
         &frequencies(profile),
     );
+    if let Some(answer) = super::passes::cost(profile) {
+        out += &labelled("What does a reboot cost?", INDENT, &answer);
+    }
     out
 }
 
@@ -558,7 +572,7 @@ fn how_many(profile: &Profile) -> String {
     if !profile.counts_everything() {
         answer += " that reach the VMM; no source counts the kernel's";
     }
-    if profile.end.cut_short {
+    if profile.first_end().cut_short {
         answer += " until it was cut short";
     }
     match total.own() {
@@ -661,6 +675,11 @@ mod tests {
     #[test]
     fn when_cut_short() {
         insta::assert_snapshot!(render(&fixtures::cut_short()));
+    }
+
+    #[test]
+    fn with_reboots() {
+        insta::assert_snapshot!(render(&fixtures::reboots()));
     }
 
     #[test]

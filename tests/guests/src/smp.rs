@@ -1,7 +1,10 @@
-//! A second CPU, started by INIT and SIPI, on the first one's page tables.
+//! Further CPUs, started by INIT and SIPI, on the first one's page tables.
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+/// Most CPUs that these guests start, the first one included.
+pub const MOST: usize = 8;
 
 /// Where the start-up IPI sends a CPU: a page below 1 MiB, in 4 KiB units.
 const VECTOR: u64 = 0x8;
@@ -65,23 +68,59 @@ global_asm!(
     base = const TRAMPOLINE,
 );
 
-static mut STACK: [u64; 2048] = [0; 2048];
+/// A stack per CPU.
+static mut STACKS: [[u64; 2048]; MOST] = [[0; 2048]; MOST];
+/// The CPUs that live, as bits.
 static ALIVE: AtomicU64 = AtomicU64::new(0);
 
-/// Says, on the second CPU, that it lives.
-pub fn alive() {
-    ALIVE.store(1, SeqCst);
+/// This CPU's number: its APIC's identifier, as CPUID says it (SDM vol. 2A, leaf 1, EBX 31:24).
+pub fn number() -> usize {
+    (core::arch::x86_64::__cpuid(1).ebx >> 24) as usize
 }
 
-/// Starts CPU 1 in `entry`, which must call [`alive`] and never return; waits for that.
-pub fn start(entry: extern "sysv64" fn() -> !) {
+/// Says, on another CPU, that it lives.
+pub fn alive() {
+    ALIVE.fetch_or(1 << number(), SeqCst);
+}
+
+/// Whether this CPU has said that it lives.
+pub fn is_alive(cpu: usize) -> bool {
+    ALIVE.load(SeqCst) & 1 << cpu != 0
+}
+
+/// Forgets that it lived.
+pub fn forget(cpu: usize) {
+    ALIVE.fetch_and(!(1 << cpu), SeqCst);
+}
+
+/// Halts this CPU for good: interrupts are off.
+pub fn halt() -> ! {
+    loop {
+        // SAFETY: HLT changes nothing.
+        unsafe { asm!("hlt", options(nomem, nostack)) }
+    }
+}
+
+/// Starts a CPU in `entry`, which must call [`alive`] and never return; waits for that. One at a
+/// time: the trampoline has room for one stack.
+pub fn start(cpu: usize, entry: extern "sysv64" fn() -> !) {
+    prepare(cpu, entry);
+    init(cpu);
+    startup(cpu);
+    while !is_alive(cpu) {
+        core::hint::spin_loop();
+    }
+}
+
+/// Makes the trampoline ready: the next start-up IPI sends this CPU to `entry`.
+pub fn prepare(cpu: usize, entry: extern "sysv64" fn() -> !) {
     unsafe extern "C" {
         static smp_trampoline: u8;
         static smp_trampoline_end: u8;
     }
     // SAFETY: the page at 0x8000 is RAM that nobody uses (start info, memory map and command line
     // lie elsewhere) and mapped one to one; the last 24 bytes of the trampoline are its three
-    // variables; the APIC's registers are mapped and understood as the SDM says.
+    // variables; the CPU's stack is its own, and `cpu` is below MOST or this panics.
     unsafe {
         let from = &raw const smp_trampoline;
         let length = (&raw const smp_trampoline_end as usize) - from as usize;
@@ -91,18 +130,27 @@ pub fn start(entry: extern "sysv64" fn() -> !) {
         let cr3: u64;
         asm!("mov {}, cr3", out(reg) cr3);
         variables.write_unaligned(cr3);
-        let stack = &raw mut STACK as u64 + size_of::<[u64; 2048]>() as u64;
+        let stack = &raw mut STACKS[cpu] as u64 + size_of::<[u64; 2048]>() as u64;
         variables.add(1).write_unaligned(stack);
         variables.add(2).write_unaligned(entry as *const () as u64);
-        let icr = ICR as *mut u32;
-        let command = |low: u32| {
-            icr.add(4).write_volatile(1 << 24);
-            icr.write_volatile(low);
-        };
-        command(0x0000_C500); // INIT, assert, level
-        command(0x0000_0600 | VECTOR as u32); // start-up
     }
-    while ALIVE.load(SeqCst) == 0 {
-        core::hint::spin_loop();
+}
+
+/// Sends INIT to a CPU.
+pub fn init(cpu: usize) {
+    send(cpu, 0x0000_C500); // INIT, assert, level
+}
+
+/// Sends a start-up IPI to a CPU.
+pub fn startup(cpu: usize) {
+    send(cpu, 0x0000_0600 | VECTOR as u32);
+}
+
+fn send(cpu: usize, command: u32) {
+    let icr = ICR as *mut u32;
+    // SAFETY: the APIC's registers are mapped and understood as the SDM says.
+    unsafe {
+        icr.add(4).write_volatile((cpu as u32) << 24);
+        icr.write_volatile(command);
     }
 }

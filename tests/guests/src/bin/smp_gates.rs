@@ -62,10 +62,7 @@ extern "sysv64" fn second() -> ! {
     test_guests::smp::alive();
     work(11, &raw const site_of_1 as u64);
     DONE.store(1, core::sync::atomic::Ordering::SeqCst);
-    loop {
-        // SAFETY: HLT changes nothing; interrupts are off.
-        unsafe { core::arch::asm!("hlt", options(nomem, nostack)) }
-    }
+    test_guests::smp::halt()
 }
 
 #[cfg(target_os = "none")]
@@ -73,7 +70,7 @@ fn guest(_: u32) -> u32 {
     unsafe extern "C" {
         static site_of_0: u8;
     }
-    test_guests::smp::start(second);
+    test_guests::smp::start(1, second);
     work(1, &raw const site_of_0 as u64);
     while DONE.load(core::sync::atomic::Ordering::SeqCst) == 0 {
         core::hint::spin_loop();

@@ -1,0 +1,234 @@
+//! A session: what outlives a reset, and one pass of a machine in it.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
+use exit_abi::milestone;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::end::end;
+use super::watch::{Machine, Watch};
+use crate::config::{Config, TimeLimit};
+use crate::devices::control::Cause;
+use crate::error::{Error, host as host_error};
+use crate::exits::books::{Figures, Scratch};
+use crate::exits::milestone::{Clocks, Name};
+use crate::profile::{End, Pass};
+use crate::vcpu::{Shared, Standing, Start, Vcpu, catch_kicks};
+use crate::vm::Vm;
+
+/// How often the console is drained and input is offered while nothing else happens.
+const TICK_MS: i32 = 20;
+
+/// Signals that end a run.
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Blocks [`ENDING`] for this thread and those it starts, until dropped.
+struct BlockedSignals(SigSet);
+
+impl BlockedSignals {
+    fn new() -> nix::Result<Self> {
+        let set: SigSet = ENDING.into_iter().collect();
+        set.thread_block()?;
+        Ok(Self(set))
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // Cannot fail: the set is valid and so is the operation.
+        let _ = self.0.thread_unblock();
+    }
+}
+
+/// Lets the tick reach the subscriber: a handle that the manager and the session share.
+type SharedWatch = Arc<Mutex<Watch>>;
+
+/// What outlives a reset: signals, the time limit, the terminal, the event loop.
+///
+/// Fields are dropped in this order: the watch restores the terminal, then signals get through.
+pub(super) struct Session {
+    manager: EventManager<SharedWatch>,
+    id: SubscriberId,
+    watch: SharedWatch,
+    _blocked: BlockedSignals,
+    /// When the first machine started.
+    start: Option<Start>,
+}
+
+/// A pass that is over.
+pub(super) struct Outcome {
+    /// Why.
+    pub(super) cause: Cause,
+    /// How its vCPUs stood.
+    pub(super) standings: Vec<Option<Standing>>,
+    /// When, since the first machine started.
+    pub(super) at: Clocks,
+    /// What it cost.
+    pub(super) pass: Pass,
+}
+
+impl Session {
+    /// From now on a signal waits until there is a machine to end.
+    pub(super) fn open() -> Result<Self, Error> {
+        let blocked = BlockedSignals::new().map_err(host_error("block signals"))?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let signals =
+            SignalFd::with_flags(&blocked.0, flags).map_err(host_error("watch for signals"))?;
+        catch_kicks().map_err(host_error("install a signal handler"))?;
+        let timer = TimerFd::new().map_err(host_error("make a timer"))?;
+        let watch = Arc::new(Mutex::new(Watch::new(signals, timer)));
+        let mut manager = EventManager::<SharedWatch>::new().map_err(|e| Error::Host {
+            operation: "run the event loop",
+            source: io::Error::other(e),
+        })?;
+        let id = manager.add_subscriber(watch.clone());
+        Ok(Self {
+            manager,
+            id,
+            watch,
+            _blocked: blocked,
+            start: None,
+        })
+    }
+
+    /// The time limit counts from now on.
+    pub(super) fn limit(&mut self, limit: TimeLimit) -> Result<(), Error> {
+        let mut watch = self.watch.lock().unwrap_or_else(|e| e.into_inner());
+        watch.limit(limit).map_err(host_error("start a timer"))
+    }
+
+    /// Why the run ends, if somebody outside has ended it.
+    pub(super) fn ending(&self) -> Option<Cause> {
+        let watch = self.watch.lock().unwrap_or_else(|e| e.into_inner());
+        watch.ending()
+    }
+
+    /// Runs a machine to its end and says what it cost.
+    pub(super) fn pass(&mut self, config: &Config, vm: Vm) -> Outcome {
+        // Dropped from the last to the first: KVM lets go of guest memory before it is unmapped.
+        let Vm {
+            shared,
+            vcpus,
+            listening,
+            fd: _vm,
+            ..
+        } = vm;
+        let started = shared.start();
+        let start = *self.start.get_or_insert(started);
+        let machine = Machine {
+            shared: shared.clone(),
+            listening,
+        };
+        self.watch(|watch, ops| watch.attach(machine, ops));
+        shared.milestones.turn().record(
+            milestone::RESET,
+            Name::default(),
+            0,
+            shared.clocks(),
+            &Figures::default(),
+        );
+        let threads = spawn(&shared, vcpus);
+        // At least one turn: however soon a guest resets itself, signals and the timer are seen.
+        loop {
+            self.turn(&shared);
+            if shared.control.stopping() {
+                break;
+            }
+        }
+        let (clocks, at) = (shared.clocks(), start.clocks());
+        let standings = join(&shared, threads);
+        self.watch(Watch::detach);
+        let cause = shared
+            .control
+            .cause()
+            .unwrap_or_else(|| Cause::Internal("the run ended without a cause".into()));
+        let end = end(&cause, config, &standings, clocks);
+        Outcome {
+            standings,
+            at,
+            pass: account(&shared, started.nanos_since(&start), end),
+            cause,
+        }
+    }
+
+    /// One turn of the event loop.
+    fn turn(&mut self, shared: &Shared) {
+        if let Err(error) = self.manager.run_with_timeout(TICK_MS) {
+            // A signal that is not ours to handle, such as SIGWINCH or SIGCONT.
+            if error != event_manager::Error::Epoll(vmm_sys_util::errno::Error::new(libc::EINTR)) {
+                let what = format!("the event loop failed: {error}");
+                shared.control.finish(Cause::Internal(what));
+            }
+        }
+        self.watch(Watch::tick);
+    }
+
+    /// Lets the watch change what the event loop watches.
+    fn watch(&mut self, change: impl FnOnce(&mut Watch, &mut EventOps)) {
+        let mut watch = self.watch.lock().unwrap_or_else(|e| e.into_inner());
+        // The subscriber of this identifier is never removed.
+        if let Ok(mut ops) = self.manager.event_ops(self.id) {
+            change(&mut watch, &mut ops);
+        }
+    }
+}
+
+/// Starts every vCPU.
+fn spawn(shared: &Shared, vcpus: Vec<Vcpu>) -> Vec<JoinHandle<Option<Standing>>> {
+    let mut threads = Vec::new();
+    for vcpu in vcpus {
+        match vcpu.spawn() {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                let what = format!("cannot start a thread: {error}");
+                shared.control.finish(Cause::Internal(what));
+                break;
+            }
+        }
+    }
+    threads
+}
+
+/// Makes every vCPU thread end, and waits for it.
+fn join(shared: &Shared, threads: Vec<JoinHandle<Option<Standing>>>) -> Vec<Option<Standing>> {
+    while threads.iter().any(|t| !t.is_finished()) {
+        for vcpu in 0..threads.len() {
+            shared.kick(vcpu);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    // A thread catches its own panics: there is nothing to learn from a failed join.
+    threads
+        .into_iter()
+        .map(|t| t.join().ok().flatten())
+        .collect()
+}
+
+/// Reads the books once more, now that nobody writes them.
+fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
+    let (milestones, milestones_dropped) = shared.milestones.finish();
+    let mut scratch = Scratch::default();
+    shared.books.all(&mut scratch);
+    let total = scratch.figures.accounts();
+    let vcpus = (0..shared.books.vcpu_count())
+        .map(|i| {
+            shared.books.vcpu(i, &mut scratch);
+            scratch.figures.accounts()
+        })
+        .collect();
+    Pass {
+        start_nanos,
+        end,
+        milestones,
+        milestones_dropped,
+        total,
+        vcpus,
+        gates: shared.gates.figures(),
+    }
+}
