@@ -527,6 +527,7 @@ mod tests {
             edition: Edition::Current,
             log_queries: false,
             console: Console::Stdout,
+            dump: Default::default(),
         }
     }
 
