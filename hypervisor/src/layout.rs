@@ -176,7 +176,7 @@ pub fn ranges(memory: u64) -> Vec<Range> {
             "RSDP first; type ACPI in the memory map",
         ),
     ];
-    let main = "RAM: firmware, kernel; other modules from its top downwards";
+    let main = "RAM: firmware and kernel; other modules from the top";
     let high = "RAM: what the device hole displaced";
     for (start, length) in ram_regions(memory) {
         ranges.push(if start == HOLE_END {

@@ -91,6 +91,8 @@ fn interrupt_controllers(fdt: &mut FdtWriter, timer_hz: u32) -> Result<(), vm_fd
     fdt.property_string("compatible", names::LOCAL_APIC)?;
     fdt.property_array_u64("reg", &[layout::LOCAL_APIC, 0x1000])?;
     fdt.property_null("interrupt-controller")?;
+    // For interrupt maps (2.4.3.1), of which there is none.
+    fdt.property_u32("#address-cells", 0)?;
     fdt.property_u32("#interrupt-cells", 2)?;
     fdt.property_u32("clock-frequency", timer_hz)?;
     fdt.end_node(node)?;
@@ -99,6 +101,8 @@ fn interrupt_controllers(fdt: &mut FdtWriter, timer_hz: u32) -> Result<(), vm_fd
     fdt.property_string("compatible", names::IO_APIC)?;
     fdt.property_array_u64("reg", &[layout::IO_APIC, 0x1000])?;
     fdt.property_null("interrupt-controller")?;
+    // For interrupt maps (2.4.3.1), of which there is none.
+    fdt.property_u32("#address-cells", 0)?;
     fdt.property_u32("#interrupt-cells", 2)?;
     fdt.property_phandle(IO_APIC)?;
     fdt.end_node(node)
