@@ -35,7 +35,7 @@ impl SaveError {
 /// A regular file appears in one step, by a rename within its directory, so nobody ever reads half
 /// of it. What exists and is no regular file (a FIFO, `/dev/stdout`) is written to as it is, and
 /// so is the file that standard output already goes to.
-pub fn save(path: &Path, contents: impl AsRef<[u8]>) -> Result<(), SaveError> {
+pub fn save(path: &Path, contents: &(impl AsRef<[u8]> + ?Sized)) -> Result<(), SaveError> {
     write(path, contents.as_ref()).map_err(|source| SaveError {
         name: name(path),
         source,
