@@ -1,7 +1,7 @@
 //! `docs/architecture.md` says what is: its memory map is what `exitvisor layout` prints, its list
 //! of files is that of the tree, each with the sentence that opens it.
 // Helpers stop a test as its own assertions do.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
