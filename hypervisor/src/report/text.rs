@@ -171,10 +171,11 @@ fn accounts(profile: &Profile) -> String {
         count(total.attributed()),
         plural(total.total, "exit", "exits")
     )];
-    if total.residual > 0 {
+    let residual = total.residual.saturating_add(total.own_residual);
+    if residual > 0 {
         parts.push(format!(
             "{} residual: {}",
-            count(total.residual),
+            count(residual),
             profile.residual_meaning()
         ));
     } else if profile.counts_everything() {
@@ -369,6 +370,11 @@ fn reasons(profile: &Profile) -> String {
             let mut row = sum(r.own, r.own_cycles, r.own_cycles > 0);
             row[0] = r.reason.to_string();
             row[1] = fit(&clean(profile.reason_name(r.reason)), NAME);
+            table.row(row);
+        }
+        if total.own_residual > 0 {
+            let mut row = sum(total.own_residual, 0, false);
+            row[1] = "residual".to_owned();
             table.row(row);
         }
     }
