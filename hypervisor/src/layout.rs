@@ -6,7 +6,7 @@
 //! 0x0000_6000 │   PVH start info          │
 //! 0x0000_7000 │   memory map, module list │
 //! 0x0001_0000 │   command line            │
-//! 0x0002_0000 │   device tree             │
+//! 0x0008_0000 │   device tree             │
 //! 0x000A_0000 ├───────────────────────────┤ hole: where PCs have VGA and ROMs
 //! 0x000E_0000 │   ACPI tables             │ backed by memory, but no RAM to the guest
 //! 0x0010_0000 ├───────────────────────────┤
@@ -42,10 +42,12 @@ pub const CMDLINE: u64 = 0x1_0000;
 pub const CMDLINE_SIZE: usize = 2048;
 /// The device tree. A module, but not at the top of RAM as the others are: there it would touch a
 /// (perhaps huge) page of the host's for itself alone, here it lies with the rest of the hand-over.
-pub const DEVICE_TREE: u64 = 0x2_0000;
+/// Near the end of low RAM, because what is below is where a firmware lies and where kernels put the
+/// pages from which secondary CPUs start.
+pub const DEVICE_TREE: u64 = 0x8_0000;
 /// End of the room for the device tree: 254 CPUs and the longest command line take less than a
 /// third of it.
-pub const DEVICE_TREE_END: u64 = 0x3_0000;
+pub const DEVICE_TREE_END: u64 = 0x9_0000;
 /// End of low RAM: above are VGA and ROMs on a PC, and nothing here.
 pub const LOW_END: u64 = 0xA_0000;
 /// The ACPI tables, RSDP first. Here, because a guest that was not told looks for the RSDP in

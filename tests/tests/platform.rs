@@ -241,7 +241,7 @@ fn layout() {
     let ranges = json.as_array().unwrap();
     let named = |name: &str| ranges.iter().find(|range| range["name"] == name);
     assert_eq!(named("main RAM").unwrap()["end"], 64 << 20);
-    assert_eq!(named("device tree").unwrap()["start"], 0x2_0000);
+    assert_eq!(named("device tree").unwrap()["start"], 0x8_0000);
     assert!(named("high RAM").is_none());
     let refused = run(&["layout", "--memory", "1M"]).expect_status(USAGE);
     refused.expect_one_line(&["at least 2M"]);
