@@ -33,8 +33,16 @@ pub fn json(ranges: &[Range]) -> String {
 mod tests {
     use super::*;
 
+    /// The whole table stands in `docs/architecture.md`.
     #[test]
     fn nested_ranges_are_indented() {
-        insta::assert_snapshot!(text(&crate::layout::ranges(5 << 30)));
+        let text = text(&crate::layout::ranges(5 << 30));
+        for line in [
+            "0x000000000  0x0000a0000  low RAM  ",
+            "0x000006000  0x000007000    start info  ",
+            "0x100000000  0x180000000  high RAM  ",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in {text}");
+        }
     }
 }
