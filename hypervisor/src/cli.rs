@@ -1,6 +1,6 @@
 //! The command line: parsed by clap, validated into a [`Config`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,6 +8,7 @@ use exit_abi::reason::Edition;
 
 use crate::config::{self, Config, Console, CpuCount, MemorySize, NamedLayout, OnReset, TimeLimit};
 use crate::error::Error;
+use crate::platform::dump::Dump;
 use crate::profile::limit::Limits;
 
 /// A tiny KVM hypervisor whose product is knowledge: what a boot costs in VM exits.
@@ -34,6 +35,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Show what grew and what shrank between two profiles
     Compare(CompareArgs),
+    /// Show where everything lies in a guest's memory
+    Layout(LayoutArgs),
 }
 
 /// Options of `run`.
@@ -45,7 +48,8 @@ the run. Before that, Ctrl-C ends it.
 Examples:
   exitvisor run --kernel kernel.elf
   exitvisor run --kernel kernel.elf --cmdline 'queries=5' --timeout 10s --log-queries
-  exitvisor run --kernel kernel.elf --format json --output profile.json")]
+  exitvisor run --kernel kernel.elf --format json --output profile.json
+  exitvisor run --kernel kernel.elf --dump-acpi tables --dump-dtb machine.dtb")]
 pub struct RunArgs {
     /// The VM.
     #[command(flatten)]
@@ -67,7 +71,8 @@ Examples:
   exitvisor profile --kernel kernel.elf
   exitvisor profile --kernel kernel.elf --format json --output profile.json
   exitvisor profile --kernel kernel.elf --leaves reversed --sdm 2020 --timeout 5s
-  exitvisor profile --kernel kernel.elf --on-reset continue --max-resets 5")]
+  exitvisor profile --kernel kernel.elf --on-reset continue --max-resets 5
+  exitvisor profile --kernel kernel.elf --dump-acpi tables --dump-dtb machine.dtb")]
 pub struct ProfileArgs {
     /// The VM.
     #[command(flatten)]
@@ -126,6 +131,28 @@ pub struct CompareArgs {
     pub output: Option<PathBuf>,
 }
 
+/// Options of `layout`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+`end` is the address after the last.
+
+Examples:
+  exitvisor layout
+  exitvisor layout --memory 5G
+  exitvisor layout --format json --output layout.json")]
+pub struct LayoutArgs {
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    #[arg(allow_hyphen_values = true)]
+    pub memory: MemorySize,
+    /// Format of the table
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: LayoutFormat,
+    /// Write the table to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
 /// The VM.
 #[derive(Debug, Args)]
 pub struct VmArgs {
@@ -178,6 +205,12 @@ pub struct VmArgs {
     /// Print a line on standard error for each query of the guest's
     #[arg(long)]
     pub log_queries: bool,
+    /// Also write the guest's ACPI tables into this folder, one file each, for `iasl -d`
+    #[arg(long, value_name = "DIR")]
+    pub dump_acpi: Option<PathBuf>,
+    /// Also write the guest's device tree to this file, for `dtc -I dtb`
+    #[arg(long, value_name = "FILE")]
+    pub dump_dtb: Option<PathBuf>,
 }
 
 /// How often a guest may reset itself when nothing else is said.
@@ -201,6 +234,15 @@ pub enum Format {
     Json,
     /// For spreadsheets.
     Csv,
+}
+
+/// Format of the layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LayoutFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// Format of a comparison.
@@ -231,6 +273,10 @@ impl VmArgs {
             }
             (ResetMode::Continue, most) => OnReset::Continue(most.unwrap_or(MAX_RESETS)),
         };
+        if self.dump_dtb.as_deref() == Some(Path::new("-")) {
+            let what = "--dump-dtb needs the name of a file: standard output is not for it alone";
+            return Err(Error::Usage(what.into()));
+        }
         Ok(Config {
             firmware: (self.firmware.as_os_str() != "none").then_some(self.firmware),
             kernel,
@@ -244,6 +290,10 @@ impl VmArgs {
             edition: self.sdm,
             log_queries: self.log_queries,
             console,
+            dump: Dump {
+                acpi: self.dump_acpi,
+                dtb: self.dump_dtb,
+            },
         })
     }
 }

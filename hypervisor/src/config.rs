@@ -9,6 +9,7 @@ use exit_abi::reason::Edition;
 use thiserror::Error;
 
 use crate::layout;
+use crate::platform::dump::Dump;
 
 /// Most vCPUs: what 8-bit xAPIC identifiers can name.
 pub const MAX_CPUS: u32 = 254;
@@ -287,6 +288,8 @@ pub struct Config {
     pub log_queries: bool,
     /// Where the guest's console goes.
     pub console: Console,
+    /// Where the machine's descriptions are dumped to.
+    pub dump: Dump,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use crate::boot::elf::ElfError;
 use crate::boot::pvh::PvhError;
 use crate::config::ConfigError;
 use crate::memory::MemoryError;
+use crate::platform::PlatformError;
 use crate::profile::load::LoadError;
 use crate::profile::save::SaveError;
 use crate::status;
@@ -48,6 +49,9 @@ pub enum Error {
     /// The hand-over.
     #[error(transparent)]
     Pvh(#[from] PvhError),
+    /// The machine's descriptions.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
     /// The host refused something.
     #[error("cannot {operation}: {source}")]
     Host {
@@ -73,7 +77,7 @@ impl Error {
             Self::Image { .. } => status::INPUT,
             Self::Pvh(PvhError::NoRoom { .. } | PvhError::Module { .. }) => status::INPUT,
             Self::Kvm { .. } | Self::Memory(_) | Self::Host { .. } => status::HOST,
-            Self::Pvh(_) => status::INTERNAL,
+            Self::Pvh(_) | Self::Platform(_) => status::INTERNAL,
             Self::Load(error) => error.status(),
             Self::Save(error) => error.status(),
         }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use exitvisor::cli::{self, Command, CompareArgs, CompareFormat, Format, ReportArgs, Stop};
+use exitvisor::cli::{self, Command, CompareArgs, CompareFormat, Format, LayoutArgs};
+use exitvisor::cli::{LayoutFormat, ReportArgs, Stop};
 use exitvisor::config::{Config, Console, TimeLimit};
 use exitvisor::error::Error;
 use exitvisor::profile::compare::Comparison;
 use exitvisor::profile::limit::Limits;
 use exitvisor::profile::{Profile, load, save};
-use exitvisor::{report, run, status};
+use exitvisor::{layout, report, run, status};
 
 /// How long `profile` waits for a guest when nothing else is said.
 const PROFILE_TIMEOUT: TimeLimit = TimeLimit(Some(Duration::from_secs(30)));
@@ -82,6 +83,7 @@ fn command(command: Command) -> Result<u8, Error> {
         }
         Command::Report(args) => show(&args),
         Command::Compare(args) => compare(args),
+        Command::Layout(args) => show_layout(&args),
     }
 }
 
@@ -107,6 +109,7 @@ fn run_guest(
             return Err(Error::Usage(what));
         }
     }
+    config.dump.check()?;
     let profile = run::run(config)?;
     // Saved before anything is said: whoever reads standard error may let us wait.
     let saved = match &output {
@@ -182,6 +185,15 @@ fn compare(args: CompareArgs) -> Result<u8, Error> {
     write_out(args.output.as_deref(), &text)?;
     let grown = violations.is_some_and(|v| !v.is_empty());
     Ok(if grown { status::GROWTH } else { 0 })
+}
+
+fn show_layout(args: &LayoutArgs) -> Result<u8, Error> {
+    let ranges = layout::ranges(args.memory.bytes());
+    let text = match args.format {
+        LayoutFormat::Text => report::layout::text(&ranges),
+        LayoutFormat::Json => report::layout::json(&ranges),
+    };
+    write_out(args.output.as_deref(), &text)
 }
 
 /// Writes to a file or standard output; a reader that has gone is no error.

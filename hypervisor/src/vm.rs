@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use exit_abi::devicetree::{INITRD_MODULE, KERNEL_MODULE};
 use kvm_bindings::{
     CpuId, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ,
     KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_REGS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap,
@@ -30,6 +31,7 @@ use crate::exits::source::Source;
 use crate::exits::source::run::RunSource;
 use crate::exits::source::stats::StatsSource;
 use crate::memory::{self, Memory};
+use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
 use crate::vcpu::{Shared, Vcpu};
 use crate::{host, layout};
@@ -121,6 +123,7 @@ fn prepare(vm: &VmFd, kvm_kind: KvmKind) -> Result<(), Error> {
         .map_err(kvm_error("a TSS address"))?;
     vm.create_irq_chip()
         .map_err(kvm_error("an in-kernel irqchip"))?;
+    irqchip::mask_8259s(vm).map_err(kvm_error("masking the 8259s"))?;
     if kvm_kind == KvmKind::Software {
         // There a stray VMCALL would hang in KVM_RUN while KVM tries to patch it; without this
         // quirk it is #UD. Not every kernel has the capability: then the time limit must do.
@@ -228,9 +231,15 @@ fn image_error(role: &'static str, path: &Path) -> impl FnOnce(elf::ElfError) ->
     }
 }
 
-/// Loads what is booted (the kernel, or a firmware that gets the kernel as its first module), and
-/// writes the hand-over.
-fn load(config: &Config, memory: &Memory, mut image: Image) -> Result<Boot, Error> {
+/// Loads what is booted (the kernel, or a firmware that gets the kernel as its first module),
+/// describes the machine, and writes the hand-over.
+fn load(
+    config: &Config,
+    memory: &Memory,
+    mut image: Image,
+    timer_hz: u32,
+    resets: u32,
+) -> Result<Boot, Error> {
     let role = if config.firmware.is_some() {
         "firmware"
     } else {
@@ -244,8 +253,8 @@ fn load(config: &Config, memory: &Memory, mut image: Image) -> Result<Boot, Erro
     let kernel = config
         .firmware
         .is_some()
-        .then_some(("kernel", config.kernel.as_path()));
-    let initrd = config.initrd.as_deref().map(|path| ("initrd", path));
+        .then_some((KERNEL_MODULE, config.kernel.as_path()));
+    let initrd = config.initrd.as_deref().map(|path| (INITRD_MODULE, path));
     for (role, path) in kernel.into_iter().chain(initrd) {
         let (mut file, bytes) = elf::open(path).map_err(image_error(role, path))?;
         let module = pvh::load_module(memory, &mut file, bytes, role, room)?;
@@ -258,7 +267,31 @@ fn load(config: &Config, memory: &Memory, mut image: Image) -> Result<Boot, Erro
             file,
         });
     }
-    pvh::write(memory, &config.cmdline, &modules)?;
+    let initrd = modules.iter().find(|m| m.name == INITRD_MODULE).copied();
+    let machine = Machine {
+        memory: config.memory.bytes(),
+        cpus: config.cpus.get(),
+        cmdline: &config.cmdline,
+        initrd,
+        leaves: config.leaves.layout,
+        timer_hz,
+        resets,
+    };
+    let described = platform::describe(memory, &machine)?;
+    if resets == 0 {
+        config.dump.write(&described)?;
+    }
+    if modules.is_empty() {
+        // Linux takes the first module for its initrd: an empty one it leaves alone.
+        modules.push(Module {
+            name: INITRD_MODULE,
+            start: 0,
+            bytes: 0,
+        });
+    }
+    modules.push(described.module());
+    let rsdp = described.acpi.rsdp.address;
+    pvh::write(memory, &config.cmdline, &modules, rsdp)?;
     let Image { entry, bytes, .. } = image;
     let (gates, names) = (
         std::mem::take(&mut image.gates),
@@ -333,7 +366,7 @@ pub fn build(config: &Config, resets: u32) -> Result<Vm, Error> {
         false => None,
     };
 
-    let boot = load(config, &memory, image)?;
+    let boot = load(config, &memory, image, irqchip::timer_hz(&kvm), resets)?;
 
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)

@@ -2,9 +2,11 @@
 //! describe.
 
 use exit_abi::{gate, leaf, milestone, note, port};
+use exitvisor::platform::acpi;
 use exitvisor::{profile, status};
 
 const STATUSES: &str = include_str!("../../docs/exit-statuses.md");
+const PLATFORM: &str = include_str!("../../docs/platform.md");
 const INTERFACE: &str = include_str!("../../docs/guest-interface.md");
 const SCHEMA: &str = include_str!("../../docs/profile-schema.md");
 
@@ -154,6 +156,32 @@ fn leaves_flags_and_notes() {
     ] {
         assert!(has_row(INTERFACE, &number.to_string(), name), "{name}");
     }
+}
+
+#[test]
+fn acpi_flags() {
+    let flags = acpi::FADT_FLAGS.iter().chain(acpi::BOOT_FLAGS);
+    let defined: Vec<Vec<String>> = flags
+        .map(|(bit, name, why)| vec![bit.to_string(), (*name).into(), (*why).into()])
+        .collect();
+    let documented: Vec<_> = rows(PLATFORM)
+        .into_iter()
+        .filter(|cells| cells.len() == 3 && cells[0].parse::<u8>().is_ok())
+        .collect();
+    assert_eq!(documented, defined);
+}
+
+/// The table of the CPUID leaves stands at the head of the file that shapes them, too.
+#[test]
+fn cpuid_leaves() {
+    let source = include_str!("../src/platform/cpuid.rs");
+    let table: Vec<String> = source
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! |"))
+        .map(|row| format!("|{row}").replace("\\[", "[").replace("\\]", "]"))
+        .collect();
+    assert!(table.len() > 4);
+    assert!(PLATFORM.contains(&table.join("\n")), "{table:#?}");
 }
 
 /// Every public field of the model has a row; the schema's version is the code's.

@@ -191,6 +191,7 @@ fn help() {
         &["profile", "--help"],
         &["report", "--help"],
         &["compare", "--help"],
+        &["layout", "--help"],
     ] {
         let run = run(args).expect_status(0);
         assert_eq!(run.stderr, "");

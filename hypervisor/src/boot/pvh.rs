@@ -19,6 +19,7 @@ use crate::memory::Memory;
 const START_MAGIC: u32 = 0x336E_C578;
 const MAP_RAM: u32 = 1;
 const MAP_RESERVED: u32 = 2;
+const MAP_ACPI: u32 = 3;
 
 /// What can go wrong while the hand-over is written.
 #[derive(Debug, Error)]
@@ -26,9 +27,12 @@ pub enum PvhError {
     /// linux-loader could not place it.
     #[error("cannot place the boot information: {0}")]
     Place(#[source] linux_loader::configurator::Error),
-    /// The command line could not be placed.
-    #[error("cannot place the command line: {0}")]
-    Cmdline(#[source] vm_memory::GuestMemoryError),
+    /// A text could not be placed.
+    #[error("cannot place {0}: {1}")]
+    Text(&'static str, #[source] vm_memory::GuestMemoryError),
+    /// More modules, or longer names, than the list has room for.
+    #[error("the module list has no room for module {0} ({1})")]
+    List(usize, &'static str),
     /// No room for a module.
     #[error("{role} of {bytes} bytes does not fit into guest memory: give more with --memory")]
     NoRoom {
@@ -50,6 +54,8 @@ pub enum PvhError {
 /// A module in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Module {
+    /// Its command line: by it the guest knows what it is ([`exit_abi::devicetree`]).
+    pub name: &'static str,
     /// First byte.
     pub start: u64,
     /// Size.
@@ -76,7 +82,11 @@ pub fn load_module(
             role,
             source: io::Error::other(e.to_string()),
         })?;
-    Ok(Module { start, bytes })
+    Ok(Module {
+        name: role,
+        start,
+        bytes,
+    })
 }
 
 /// The top of RAM below the device hole.
@@ -96,9 +106,10 @@ fn memory_map(memory: &Memory) -> Vec<hvm_memmap_table_entry> {
         entry(0, layout::LOW_END, MAP_RAM),
         entry(
             layout::LOW_END,
-            layout::HIGH_START - layout::LOW_END,
+            layout::ACPI - layout::LOW_END,
             MAP_RESERVED,
         ),
+        entry(layout::ACPI, layout::HIGH_START - layout::ACPI, MAP_ACPI),
         entry(layout::HIGH_START, top - layout::HIGH_START, MAP_RAM),
     ];
     if let Some(high) = memory.iter().nth(1) {
@@ -107,23 +118,43 @@ fn memory_map(memory: &Memory) -> Vec<hvm_memmap_table_entry> {
     map
 }
 
-/// Writes start info, memory map, module list and command line.
-pub fn write(memory: &Memory, cmdline: &str, modules: &[Module]) -> Result<(), PvhError> {
+/// Writes a text and the NUL that ends it.
+fn write_text(memory: &Memory, text: &str, at: u64, what: &'static str) -> Result<(), PvhError> {
     memory
-        .write_slice(cmdline.as_bytes(), GuestAddress(layout::CMDLINE))
-        .and_then(|()| {
-            memory.write_slice(&[0], GuestAddress(layout::CMDLINE + cmdline.len() as u64))
-        })
-        .map_err(PvhError::Cmdline)?;
+        .write_slice(text.as_bytes(), GuestAddress(at))
+        .and_then(|()| memory.write_slice(&[0], GuestAddress(at + text.len() as u64)))
+        .map_err(|e| PvhError::Text(what, e))
+}
+
+/// Writes the modules' names, and makes the list that points to them.
+fn module_list(memory: &Memory, modules: &[Module]) -> Result<Vec<hvm_modlist_entry>, PvhError> {
+    let mut list = Vec::new();
+    for (i, module) in modules.iter().enumerate() {
+        if i >= layout::MODULES_MAX || module.name.len() >= layout::MODULE_NAME_SIZE {
+            return Err(PvhError::List(i, module.name));
+        }
+        let name = layout::MODULE_NAMES + (i * layout::MODULE_NAME_SIZE) as u64;
+        write_text(memory, module.name, name, "a module's name")?;
+        list.push(hvm_modlist_entry {
+            paddr: module.start,
+            size: module.bytes,
+            cmdline_paddr: name,
+            reserved: 0,
+        });
+    }
+    Ok(list)
+}
+
+/// Writes start info, memory map, module list and command line; `rsdp` is where ACPI begins.
+pub fn write(
+    memory: &Memory,
+    cmdline: &str,
+    modules: &[Module],
+    rsdp: u64,
+) -> Result<(), PvhError> {
+    write_text(memory, cmdline, layout::CMDLINE, "the command line")?;
     let map = memory_map(memory);
-    let list: Vec<hvm_modlist_entry> = modules
-        .iter()
-        .map(|m| hvm_modlist_entry {
-            paddr: m.start,
-            size: m.bytes,
-            ..Default::default()
-        })
-        .collect();
+    let list = module_list(memory, modules)?;
     let info = hvm_start_info {
         magic: START_MAGIC,
         version: 1,
@@ -134,6 +165,7 @@ pub fn write(memory: &Memory, cmdline: &str, modules: &[Module]) -> Result<(), P
             layout::MODULE_LIST
         },
         cmdline_paddr: layout::CMDLINE,
+        rsdp_paddr: rsdp,
         memmap_paddr: layout::MEMORY_MAP,
         memmap_entries: map.len() as u32,
         ..Default::default()
@@ -204,9 +236,11 @@ mod tests {
             &memory,
             "queries=5",
             &[Module {
+                name: "initrd",
                 start: 0x40_0000,
                 bytes: 7,
             }],
+            layout::ACPI,
         )
         .unwrap();
         let info: hvm_start_info = memory.read_obj(GuestAddress(layout::START_INFO)).unwrap();
@@ -221,8 +255,14 @@ mod tests {
         assert_eq!(&cmdline, b"queries=5\0");
         let module: hvm_modlist_entry = memory.read_obj(GuestAddress(info.modlist_paddr)).unwrap();
         assert_eq!((module.paddr, module.size), (0x40_0000, 7));
+        let mut name = [0; 7];
+        memory
+            .read_slice(&mut name, GuestAddress(module.cmdline_paddr))
+            .unwrap();
+        assert_eq!(&name, b"initrd\0");
+        assert_eq!(info.rsdp_paddr, layout::ACPI);
         let last: hvm_memmap_table_entry = memory
-            .read_obj(GuestAddress(info.memmap_paddr + 2 * 24))
+            .read_obj(GuestAddress(info.memmap_paddr + 3 * 24))
             .unwrap();
         assert_eq!(
             (last.addr, last.size, last.type_),
@@ -240,6 +280,7 @@ mod tests {
         assert_eq!(
             module,
             Module {
+                name: "initrd",
                 start: (4 << 20) - 8192,
                 bytes: 5000
             }
@@ -257,6 +298,28 @@ mod tests {
         assert!(matches!(huge, Err(PvhError::NoRoom { .. })));
         let short = load_module(&memory, &mut file, 9000, "initrd", (0, 4 << 20));
         assert!(matches!(short, Err(PvhError::Module { .. })));
+    }
+
+    #[test]
+    fn the_list_has_its_limits() {
+        let memory = crate::memory::map(2 << 20).unwrap();
+        let module = |name| Module {
+            name,
+            start: 0,
+            bytes: 0,
+        };
+        let full = [module("m"); layout::MODULES_MAX];
+        write(&memory, "", &full, layout::ACPI).unwrap();
+        let last: hvm_modlist_entry = memory
+            .read_obj(GuestAddress(layout::MODULE_LIST + 31 * 32))
+            .unwrap();
+        assert_eq!(last.cmdline_paddr, layout::MODULE_NAMES + 31 * 32);
+        let over = [module("m"); layout::MODULES_MAX + 1];
+        let long = [module("a name of more than thirty-one bytes")];
+        for modules in [&over[..], &long] {
+            let refused = write(&memory, "", modules, layout::ACPI);
+            assert!(matches!(refused, Err(PvhError::List(..))));
+        }
     }
 
     proptest! {

@@ -30,13 +30,13 @@ impl SaveError {
     }
 }
 
-/// Writes a report to a file; `-` is standard output.
+/// Writes a report or a dump to a file; `-` is standard output.
 ///
 /// A regular file appears in one step, by a rename within its directory, so nobody ever reads half
 /// of it. What exists and is no regular file (a FIFO, `/dev/stdout`) is written to as it is, and
 /// so is the file that standard output already goes to.
-pub fn save(path: &Path, text: &str) -> Result<(), SaveError> {
-    write(path, text.as_bytes()).map_err(|source| SaveError {
+pub fn save(path: &Path, contents: &(impl AsRef<[u8]> + ?Sized)) -> Result<(), SaveError> {
+    write(path, contents.as_ref()).map_err(|source| SaveError {
         name: name(path),
         source,
     })
@@ -90,7 +90,7 @@ fn folder_of(target: &Path) -> io::Result<&Path> {
 }
 
 /// A path as errors call it.
-fn name(path: &Path) -> String {
+pub(crate) fn name(path: &Path) -> String {
     match path.as_os_str().to_str() {
         Some("-") => "standard output".to_owned(),
         Some("") => "\"\"".to_owned(),

@@ -1,9 +1,10 @@
-//! Reports: each renders a `&Profile` and knows nothing else.
+//! Reports: each renders data, most of them a `&Profile`, and knows nothing else.
 
 pub mod compare;
 pub mod csv;
 mod format;
 pub mod json;
+pub mod layout;
 mod passes;
 pub mod runs;
 pub mod summary;

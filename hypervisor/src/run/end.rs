@@ -126,6 +126,7 @@ mod tests {
             edition: Edition::Current,
             log_queries: false,
             console: Console::Stdout,
+            dump: Default::default(),
         }
     }
 
