@@ -6,10 +6,11 @@
 //! 0x0000_6000 │   PVH start info          │
 //! 0x0000_7000 │   memory map, module list │
 //! 0x0001_0000 │   command line            │
+//! 0x0002_0000 │   window for a firmware   │
 //! 0x000A_0000 ├───────────────────────────┤ hole: where PCs have VGA and ROMs
 //! 0x0010_0000 ├───────────────────────────┤
-//!             │ RAM: firmware, kernel,    │
-//!             │ modules (from the top)    │
+//!             │ RAM: kernel, modules      │
+//!             │ (from the top)            │
 //! 0xC000_0000 ├───────────────────────────┤ hole: devices
 //! 0xD000_0000 │   scratch page            │ unassigned for good: for MMIO workloads
 //! 0xFEC0_0000 │   IOAPIC                  │
@@ -30,6 +31,9 @@ pub const MODULE_LIST: u64 = 0x7800;
 pub const CMDLINE: u64 = 0x1_0000;
 /// Room for the command line, NUL included: what x86 Linux accepts (COMMAND_LINE_SIZE).
 pub const CMDLINE_SIZE: usize = 2048;
+/// Where a firmware lies, whole: below every kernel, clear of the boot information and of the pages
+/// that kernels use for secondary CPUs. As (first byte, one past the last).
+pub const FIRMWARE: (u64, u64) = (0x2_0000, 0x8_0000);
 /// End of low RAM: above are VGA and ROMs on a PC, and nothing here.
 pub const LOW_END: u64 = 0xA_0000;
 /// Where RAM goes on, and the lowest address an image may be loaded at.

@@ -15,7 +15,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::boot::elf::{self, Image};
+use crate::boot::elf::{self, Image, Role};
 use crate::boot::pvh::{self, Module};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
@@ -231,14 +231,17 @@ fn image_error(role: &'static str, path: &Path) -> impl FnOnce(elf::ElfError) ->
 /// Loads what is booted (the kernel, or a firmware that gets the kernel as its first module), and
 /// writes the hand-over.
 fn load(config: &Config, memory: &Memory, mut image: Image) -> Result<Boot, Error> {
-    let role = if config.firmware.is_some() {
-        "firmware"
-    } else {
-        "kernel"
+    let role = match config.firmware {
+        Some(_) => Role::Firmware,
+        None => Role::Kernel,
     };
     let path = image.path.clone();
-    image.load(memory, &[]).map_err(image_error(role, &path))?;
-    let mut room = (image.end(), pvh::top_of_low_ram(memory));
+    image
+        .load(memory, role, &[])
+        .map_err(image_error(role.name(), &path))?;
+    // Modules lie above the image and above the hole at 640 KiB.
+    let floor = image.end().max(layout::HIGH_START);
+    let mut room = (floor, pvh::top_of_low_ram(memory));
     let mut modules: Vec<Module> = Vec::new();
     let mut images = Vec::new();
     let kernel = config
@@ -267,7 +270,7 @@ fn load(config: &Config, memory: &Memory, mut image: Image) -> Result<Boot, Erro
     images.insert(
         0,
         Loaded {
-            role,
+            role: role.name(),
             path,
             bytes,
             file: image.into_file(),

@@ -72,6 +72,14 @@ pub enum ElfError {
     /// Below 1 MiB: start info, command line and holes live there.
     #[error("has a segment at {0:#x}, below 1 MiB, where the boot information goes")]
     TooLow(u64),
+    /// A firmware's segment outside the firmware's window.
+    #[error(
+        "has a segment at {0:#x}..{1:#x}, outside {window_start:#x}..{window_end:#x}, the place of a \
+         firmware",
+        window_start = layout::FIRMWARE.0,
+        window_end = layout::FIRMWARE.1
+    )]
+    OutsideWindow(u64, u64),
     /// Two segments over each other.
     #[error("has segments over each other, at {0:#x} and {1:#x}")]
     Overlap(u64, u64),
@@ -87,6 +95,36 @@ pub enum ElfError {
     /// linux-loader refused it.
     #[error("cannot be loaded: {0}")]
     Load(#[source] linux_loader::loader::Error),
+}
+
+/// What an image is: that decides where it may lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A kernel: from 1 MiB up.
+    Kernel,
+    /// A firmware: within [`layout::FIRMWARE`], where no kernel can be.
+    Firmware,
+}
+
+impl Role {
+    /// Its name in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Firmware => "firmware",
+        }
+    }
+
+    fn check(self, start: u64, end: u64) -> Result<(), ElfError> {
+        let (window_start, window_end) = layout::FIRMWARE;
+        match self {
+            Self::Kernel if start < layout::HIGH_START => Err(ElfError::TooLow(start)),
+            Self::Firmware if start < window_start || end > window_end => {
+                Err(ElfError::OutsideWindow(start, end))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// An image that passed the checks.
@@ -289,13 +327,17 @@ impl Image {
         })
     }
 
-    /// Checks the segments against guest memory and what is loaded already, then loads them.
-    pub fn load(&mut self, memory: &Memory, taken: &[(u64, u64)]) -> Result<(), ElfError> {
+    /// Checks the segments against guest memory, the image's role and what is loaded already, then
+    /// loads them.
+    pub fn load(
+        &mut self,
+        memory: &Memory,
+        role: Role,
+        taken: &[(u64, u64)],
+    ) -> Result<(), ElfError> {
         let size: u64 = memory.iter().map(|r| r.len()).sum();
         for &(start, end) in &self.segments {
-            if start < layout::HIGH_START {
-                return Err(ElfError::TooLow(start));
-            }
+            role.check(start, end)?;
             let length = usize::try_from(end - start).unwrap_or(usize::MAX);
             if !memory.check_range(GuestAddress(start), length) {
                 return Err(ElfError::Outside {
@@ -453,7 +495,9 @@ mod tests {
         let load = |paddr: u64, taken: &[(u64, u64)]| {
             let mut notes = Vec::new();
             notes.extend(note(b"Xen\0", 18, &(paddr as u32).to_le_bytes()));
-            parse(&image(&notes, paddr)).unwrap().load(&memory, taken)
+            parse(&image(&notes, paddr))
+                .unwrap()
+                .load(&memory, Role::Kernel, taken)
         };
         assert!(load(0x10_0000, &[]).is_ok());
         assert!(matches!(load(0x8_0000, &[]), Err(ElfError::TooLow(_))));
@@ -475,7 +519,7 @@ mod tests {
             }
             if let Ok(mut image) = parse(&bytes) {
                 let memory = crate::memory::map(4 << 20).unwrap();
-                let _ = image.load(&memory, &[]);
+                let _ = image.load(&memory, Role::Kernel, &[]);
             }
         }
     }
