@@ -114,7 +114,7 @@ impl fmt::Display for Error {
             Self::ModuleOutside(start, end) => {
                 write!(f, "a module at {start:#x}..{end:#x} lies outside RAM")
             }
-            Self::Tree(error) => write!(f, "the device tree cannot be read: {error}"),
+            Self::Tree(error) => write!(f, "the device tree cannot be read: {:?}", error.kind),
             Self::TreeSize(bytes) => {
                 write!(
                     f,

@@ -11,25 +11,15 @@ use elf::segment::{ProgramHeader, SegmentTable};
 use exit_abi::gate::{Command, SLOTS};
 use exit_abi::note;
 
-use crate::arch::{memory, tables};
+use crate::arch::{memory, paging};
 use crate::error::Error;
 use crate::ram::Ram;
+use crate::taken::Taken;
 
 /// The lowest address of a kernel.
 const LOWEST: u64 = 1 << 20;
 /// Most program headers that are believed.
 const SEGMENTS_MAX: usize = 256;
-
-/// A range that no segment may touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
-    /// What lies there; `None` for a module.
-    pub what: Option<&'static str>,
-    /// First byte.
-    pub start: u64,
-    /// One past the last byte.
-    pub end: u64,
-}
 
 /// A gate that the kernel publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,19 +86,38 @@ fn content<'m>(file: &'m [u8], header: &ProgramHeader) -> Option<&'m [u8]> {
     file.get(start..start.checked_add(length)?)
 }
 
-fn loads(headers: SegmentTable<'_, LittleEndian>) -> impl Iterator<Item = ProgramHeader> {
-    headers
-        .iter()
-        .filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0)
+/// The loadable segments.
+struct Loads<'m> {
+    headers: SegmentTable<'m, LittleEndian>,
+    next: usize,
+}
+
+impl<'m> Loads<'m> {
+    const fn of(headers: SegmentTable<'m, LittleEndian>) -> Self {
+        Self { headers, next: 0 }
+    }
+}
+
+impl Iterator for Loads<'_> {
+    type Item = ProgramHeader;
+
+    // One copy of the code: the firmware has little room.
+    #[inline(never)]
+    fn next(&mut self) -> Option<ProgramHeader> {
+        while self.next < self.headers.len() {
+            let header = self.headers.get(self.next).ok()?;
+            self.next += 1;
+            if header.p_type == PT_LOAD && header.p_memsz > 0 {
+                return Some(header);
+            }
+        }
+        None
+    }
 }
 
 impl<'m> Kernel<'m> {
     /// Checks the kernel in `file` against RAM and what is taken of it.
-    pub fn check(
-        file: &'m [u8],
-        ram: &Ram<'_>,
-        taken: impl Iterator<Item = Taken> + Clone,
-    ) -> Result<Self, Error> {
+    pub fn check(file: &'m [u8], ram: &Ram<'_>, taken: &Taken) -> Result<Self, Error> {
         let elf = parse(file)?;
         let headers = elf
             .segments()
@@ -116,17 +125,17 @@ impl<'m> Kernel<'m> {
         if headers.len() > SEGMENTS_MAX {
             return Err(Error::Damaged("it has too many program headers"));
         }
-        for (i, header) in loads(headers).enumerate() {
-            check_segment(file, &header, ram, taken.clone())?;
+        for (i, header) in Loads::of(headers).enumerate() {
+            check_segment(file, &header, ram, taken)?;
             let (start, end) = place(&header);
-            let earlier = loads(headers).take(i).map(|h| place(&h));
+            let earlier = Loads::of(headers).take(i).map(|h| place(&h));
             if let Some(other) = earlier.into_iter().find(|o| start < o.1 && o.0 < end) {
                 return Err(Error::Overlap(other.0.min(start), other.0.max(start)));
             }
         }
         let (entry, gates) = notes(&elf, headers)?;
         let at_entry = |h: ProgramHeader| (place(&h).0..place(&h).1).contains(&entry.into());
-        if !loads(headers).any(at_entry) {
+        if !Loads::of(headers).any(at_entry) {
             return Err(Error::Entry(entry));
         }
         Ok(Self {
@@ -139,9 +148,9 @@ impl<'m> Kernel<'m> {
 
     /// Copies every segment to its place and clears what the file does not have of it.
     pub fn load(&self) {
-        for header in loads(self.headers) {
+        for header in Loads::of(self.headers) {
             let bytes = content(self.file, &header).unwrap_or_default();
-            // SAFETY: `check` has found all of the segment's memory to be RAM below 4 GiB, off the
+            // SAFETY: `check` has found all of the segment's memory to be RAM that is mapped, off the
             // firmware, the boot information, every module (so off `bytes`) and every other
             // segment, and the file to have no more bytes than the memory.
             unsafe { memory::fill(header.p_paddr, bytes, header.p_memsz) };
@@ -175,7 +184,7 @@ fn check_segment(
     file: &[u8],
     header: &ProgramHeader,
     ram: &Ram<'_>,
-    mut taken: impl Iterator<Item = Taken>,
+    taken: &Taken,
 ) -> Result<(), Error> {
     if content(file, header).is_none() {
         return Err(Error::Damaged(
@@ -197,15 +206,15 @@ fn check_segment(
     if !ram.contains(start, end) {
         return Err(Error::OutsideRam(start, end));
     }
-    if end > tables::MAPPED {
+    if end > paging::mapped() {
         return Err(Error::TooHigh(start, end));
     }
-    match taken.find(|t| start < t.end && t.start < end) {
+    match taken.over(start, end) {
         None => Ok(()),
-        Some(Taken {
-            what: Some(what), ..
-        }) => Err(Error::OverBootInformation(start, end, what)),
-        Some(module) => Err(Error::OverModule(start, end, module.start)),
+        Some(over) => Err(match over.what {
+            Some(what) => Error::OverBootInformation(start, end, what),
+            None => Error::OverModule(start, end, over.start),
+        }),
     }
 }
 
@@ -238,4 +247,145 @@ fn notes(
         }
     }
     Ok((entry.ok_or(Error::NoPvh)?, gates))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ram::Entry;
+    use proptest::prelude::*;
+
+    const PVH: (&[u8], u32, &[u8]) = (b"Xen\0", 18, &[0, 0, 0x10, 0]);
+
+    /// An ELF64 with these loadable segments (address, bytes in memory), 16 bytes of each in the
+    /// file, and these notes.
+    fn image(segments: &[(u64, u64)], notes: &[(&[u8], u32, &[u8])]) -> Vec<u8> {
+        let mut out = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+        for word in [0, 64, 0_u64] {
+            out.extend(word.to_le_bytes());
+        }
+        let headers = segments.len() as u16 + 1;
+        for half in [0, 0, 64, 56, headers, 64, 0, 0] {
+            out.extend(u16::to_le_bytes(half));
+        }
+        let mut descriptors = Vec::new();
+        for (owner, kind, desc) in notes {
+            for word in [owner.len() as u32, desc.len() as u32, *kind] {
+                descriptors.extend(word.to_le_bytes());
+            }
+            for part in [owner, desc] {
+                descriptors.extend(*part);
+                descriptors.resize(descriptors.len().next_multiple_of(4), 0);
+            }
+        }
+        let data = 64 + 56 * u64::from(headers);
+        let note = (4_u32, data + 16, 0, descriptors.len() as u64, 0);
+        let loads = segments.iter().map(|s| (1, data, s.0, 16, s.1));
+        for (kind, offset, address, in_file, in_memory) in loads.chain([note]) {
+            out.extend(kind.to_le_bytes());
+            out.extend(7_u32.to_le_bytes());
+            for word in [offset, address, address, in_file, in_memory, 4] {
+                out.extend(word.to_le_bytes());
+            }
+        }
+        out.extend([0x90; 16]);
+        out.extend(descriptors);
+        out
+    }
+
+    /// Four megabytes, a module in the last page, something else below it.
+    fn check(file: &[u8]) -> Result<Kernel<'_>, Error> {
+        let mut entry: Entry = [0; 24];
+        entry[8..16].copy_from_slice(&(4_u64 << 20).to_le_bytes());
+        entry[16] = 1;
+        let mut taken = Taken::new();
+        taken.add(None, 0x3F_F000, 0x1000);
+        taken.add(Some("the start info"), 0x3F_E000, 56);
+        Kernel::check(file, &Ram::new(&[entry]).unwrap(), &taken)
+    }
+
+    fn error(file: &[u8]) -> String {
+        check(file).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_kernel() {
+        let site = 0x10_0004_u64.to_le_bytes();
+        let call = 0x10_0008_u64.to_le_bytes();
+        let notes: [(&[u8], u32, &[u8]); 4] = [
+            (b"GNU\0", 3, b"build"),
+            (b"Exitvisor\0", 1, &site),
+            (b"Exitvisor\0", 2, &call),
+            PVH,
+        ];
+        let file = image(&[(0x10_0000, 32), (0x20_0000, 1 << 20)], &notes);
+        let kernel = check(&file).unwrap();
+        assert_eq!(kernel.entry, 0x10_0000);
+        let gates: Vec<_> = kernel
+            .gates
+            .iter()
+            .map(|g| (g.address, g.command))
+            .collect();
+        assert_eq!(
+            gates,
+            [
+                (0x10_0004, Command::RegisterCpuid),
+                (0x10_0008, Command::RegisterHypercall)
+            ]
+        );
+    }
+
+    #[test]
+    fn each_fault_has_its_line() {
+        let good = image(&[(0x10_0000, 32)], &[PVH]);
+        let with = |at: usize, byte: u8| {
+            let mut file = good.clone();
+            file[at] = byte;
+            error(&file)
+        };
+        let at = |segments: &[(u64, u64)]| error(&image(segments, &[PVH]));
+        let of = |notes: &[(&[u8], u32, &[u8])]| error(&image(&[(0x10_0000, 32)], notes));
+        for (message, expected) in [
+            (error(b""), "not an ELF file"),
+            (error(b"MZ"), "starts with 4d 5a 00 00"),
+            (error(b"\x7fELF"), "ends within its header"),
+            (with(4, 1), "32-bit"),
+            (with(4, 7), "class 7"),
+            (with(5, 2), "headers make no sense"),
+            (with(18, 3), "machine 3"),
+            (error(&good[..30]), "truncated or damaged"),
+            (error(&good[..70]), "truncated or damaged"),
+            (error(&good[..180]), "truncated or damaged"),
+            (of(&[]), "no PVH note"),
+            (of(&[(b"Xen\0", 18, &[1])]), "PVH note is too short"),
+            (of(&[(b"Xen\0", 18, &[0; 4])]), "entry at 0x0, outside"),
+            (of(&[PVH, (b"Exitvisor\0", 1, &[0; 40])]), "only 4 slots"),
+            (of(&[PVH, (b"Exitvisor\0", 2, &[0; 9])]), "multiple of 8"),
+            (at(&[(0x10_0000, 8)]), "more bytes in the file"),
+            (at(&[(u64::MAX - 7, 16)]), "beyond the address space"),
+            (at(&[(0xF_FFF0, 16)]), "below 1 MiB"),
+            (at(&[(0x40_0000, 16)]), "outside RAM"),
+            (at(&[(0x10_0000, 4 << 20)]), "outside RAM"),
+            (at(&[(0x3F_EFFF, 16)]), "over the module at 0x3ff000"),
+            (at(&[(0x10_0000, 0x2F_E001)]), "over the start info"),
+            (
+                at(&[(0x20_0000, 16), (0x10_0000, 0x10_0001)]),
+                "over each other",
+            ),
+        ] {
+            assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_or_read(flips in prop::collection::vec((0_usize..300, any::<u8>()), 1..8)) {
+            let mut file = image(&[(0x10_0000, 32)], &[PVH]);
+            for (at, byte) in flips {
+                let length = file.len();
+                file[at % length] = byte;
+            }
+            let _ = check(&file);
+        }
+    }
 }

@@ -7,9 +7,13 @@
 pub mod arch;
 pub mod end;
 pub mod error;
+#[cfg(test)]
+mod fixtures;
 pub mod hand_over;
 pub mod kernel;
 pub mod log;
 pub mod machine;
+pub mod modules;
 pub mod ram;
 pub mod start_info;
+pub mod taken;

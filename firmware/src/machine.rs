@@ -133,11 +133,6 @@ impl Machine {
         let mut line = Line::new();
         // A `Line` takes what fits and never fails.
         let _ = fmt::write(&mut line, text);
-        self.send(&mut line);
-    }
-
-    /// Sends a line.
-    pub fn send(&self, line: &mut Line) {
         port::out_bytes(self.com1, line.end().as_bytes());
     }
 
@@ -166,5 +161,89 @@ impl Machine {
         port::out32(high, (address >> 32) as u32);
         port::out32(command_port, command as u32);
         Outcome::from_number(port::in32(command_port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use vm_fdt::FdtWriter;
+
+    /// A tree as Exitvisor writes it, with these ports for COM1, milestones and exits.
+    fn tree(com1: u32, milestone: u32, exit: u32) -> Vec<u8> {
+        let write = || -> Result<Vec<u8>, vm_fdt::Error> {
+            let mut fdt = FdtWriter::new()?;
+            let root = fdt.begin_node("")?;
+            fdt.property_string("compatible", names::MACHINE)?;
+            let isa = fdt.begin_node("isa")?;
+            let serial = fdt.begin_node("serial@3f8")?;
+            fdt.property_string_list("compatible", vec!["x".into(), names::SERIAL.into()])?;
+            fdt.property_array_u32("reg", &[1, com1, 8])?;
+            fdt.end_node(serial)?;
+            let ports = fdt.begin_node("ports")?;
+            fdt.property_string("compatible", names::PORTS)?;
+            fdt.property_u32(names::MILESTONE_PORT, milestone)?;
+            fdt.property_u32(names::EXIT_PORT, exit)?;
+            fdt.end_node(ports)?;
+            let gates = fdt.begin_node("gates")?;
+            fdt.property_string("compatible", names::GATES)?;
+            fdt.property_array_u32(names::GATE_PORTS, &[1, 2, 3])?;
+            fdt.end_node(gates)?;
+            fdt.end_node(isa)?;
+            fdt.end_node(root)?;
+            fdt.finish()
+        };
+        write().unwrap()
+    }
+
+    #[test]
+    fn ports_come_from_the_tree() {
+        let mut tree = tree(0x2F8, 0x500, 0x504);
+        let expected = Machine {
+            com1: 0x2F8,
+            milestone: 0x500,
+            exit: 0x504,
+            gates: [1, 2, 3],
+        };
+        assert_eq!(Machine::from_tree(&tree).unwrap(), expected);
+        // A module may be longer than its tree.
+        tree.extend([0xFF; 100]);
+        assert_eq!(Machine::from_tree(&tree).unwrap(), expected);
+    }
+
+    #[test]
+    fn trees_that_make_no_sense() {
+        let good = tree(1, 2, 3);
+        let error = |tree: &[u8]| Machine::from_tree(tree).unwrap_err();
+        for length in 0..good.len() {
+            assert!(matches!(error(&good[..length]), Error::TreeSize(_)));
+        }
+        let mut huge = good.clone();
+        huge[4] = 0x10;
+        huge.resize(2 << 20, 0);
+        assert!(matches!(error(&huge), Error::TreeSize(_)));
+        let mut other = good.clone();
+        other[0] = 0;
+        assert!(matches!(error(&other), Error::Tree(_)));
+        for (tree, property) in [
+            (tree(1 << 16, 0, 0), "reg"),
+            (tree(0, u32::MAX, 0), names::MILESTONE_PORT),
+            (tree(0, 0, 1 << 16), names::EXIT_PORT),
+        ] {
+            assert!(matches!(error(&tree), Error::TreeProperty(p) if p == property));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_or_read(flips in prop::collection::vec((0_usize..1000, any::<u8>()), 1..8)) {
+            let mut tree = tree(1, 2, 3);
+            for (at, byte) in flips {
+                let length = tree.len();
+                tree[at % length] = byte;
+            }
+            let _ = Machine::from_tree(&tree);
+        }
     }
 }

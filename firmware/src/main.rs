@@ -4,36 +4,43 @@
 
 use exit_abi::milestone;
 use firmware::arch::memory::{self, Identity};
-use firmware::arch::{jump, traps};
-use firmware::end;
+use firmware::arch::{jump, paging, traps};
 use firmware::error::Error;
-use firmware::hand_over::{self, HandOver};
 use firmware::kernel::Kernel;
-use firmware::log;
 use firmware::machine::Machine;
+use firmware::modules::{self, Modules};
 use firmware::ram::Ram;
-use firmware::start_info::StartInfo;
+use firmware::start_info::{self, StartInfo};
+use firmware::taken::Taken;
+use firmware::{end, hand_over, log};
 
 guest_kernel::publish_cpuid_gate!();
 
 /// The boot, step by step. It returns only if it fails.
 fn boot(machine: &mut Machine, start_info: u32) -> Result<core::convert::Infallible, Error> {
     let info = StartInfo::read(&Identity, start_info.into())?;
-    let ram = Ram::new(info.memory_map)?;
-    info.check_modules(&ram)?;
-    if let Some(tree) = info.device_tree(&Identity) {
-        *machine = Machine::from_tree(tree?)?;
+    let map = info.memory_map(&Identity)?;
+    let ram = Ram::new(map)?;
+    paging::extend(ram.top_below(paging::MOST));
+    let list = info.module_list(&Identity)?;
+    let modules = Modules::read(&Identity, list, &ram)?;
+    let cmdline = info.cmdline(&Identity)?;
+    if let Some(tree) = modules.device_tree() {
+        *machine = Machine::from_tree(modules::bytes(&Identity, tree)?)?;
     }
-    let kernel_module = info.kernel()?;
-    let file = info.bytes(&Identity, &kernel_module)?;
-    let kernel = Kernel::check(file, &ram, info.taken(memory::image()))?;
+    let kernel_index = modules.kernel()?;
+    let file = modules.all().get(kernel_index).ok_or(Error::NoKernel)?;
+    let file = modules::bytes(&Identity, file)?;
+    let sizes = (size_of_val(map), cmdline.len());
+    let taken = Taken::boot_information(memory::image(), &info, &modules, sizes);
+    let kernel = Kernel::check(file, &ram, &taken)?;
     kernel.load();
     machine.milestone(milestone::KERNEL_LOADED);
-    if info.has_word("firmware-log") {
+    if start_info::has_word(cmdline, "firmware-log") {
         log::print(machine);
     }
     machine.move_gates(&kernel.gates)?;
-    let start_info = HandOver::build(hand_over::room()?, &info, &kernel_module);
+    let start_info = hand_over::room()?.build(info.raw, list, &modules, kernel_index);
     // SAFETY: `load` has put the kernel where its entry is; the start info is a static of the
     // firmware's, in memory that no segment overlaps; nothing else of it is needed any more.
     unsafe { jump::enter(kernel.entry, start_info) }

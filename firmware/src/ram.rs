@@ -38,6 +38,12 @@ impl<'m> Ram<'m> {
         }
     }
 
+    /// One past the last byte of RAM below `limit`.
+    pub fn top_below(&self, limit: u64) -> u64 {
+        let tops = self.0.iter().filter_map(ram).filter(|r| r.0 < limit);
+        tops.map(|r| r.1.min(limit)).max().unwrap_or(0)
+    }
+
     /// Whether all bytes of a range are RAM, be it of several entries.
     pub fn contains(&self, start: u64, end: u64) -> bool {
         let mut at = start;
@@ -64,7 +70,7 @@ impl<'m> Ram<'m> {
 mod tests {
     use super::*;
 
-    pub(crate) fn entry(start: u64, length: u64, kind: u32) -> Entry {
+    fn entry(start: u64, length: u64, kind: u32) -> Entry {
         let mut entry = [0; 24];
         entry[..8].copy_from_slice(&start.to_le_bytes());
         entry[8..16].copy_from_slice(&length.to_le_bytes());
@@ -99,6 +105,20 @@ mod tests {
         ] {
             assert!(!ram.contains(start, end), "{start:#x}..{end:#x}");
         }
+    }
+
+    #[test]
+    fn the_top() {
+        let gib = 1 << 30;
+        let map = [
+            entry(4 * gib, gib, 1),
+            entry(0, gib, 1),
+            entry(3 * gib, gib, 2),
+        ];
+        let ram = Ram::new(&map).unwrap();
+        assert_eq!(ram.top_below(4 * gib), gib);
+        assert_eq!(ram.top_below(gib / 2), gib / 2);
+        assert_eq!(ram.top_below(8 * gib), 5 * gib);
     }
 
     #[test]

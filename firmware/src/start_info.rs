@@ -1,16 +1,14 @@
-//! What PVH tells the firmware: start info, module list, command line (Xen's docs/misc/pvh and
+//! The start info: what PVH's EBX points at (Xen's docs/misc/pvh and
 //! `xen/include/public/arch-x86/hvm/start_info.h`), read with every field checked.
-
-use exit_abi::devicetree::{KERNEL_MODULE, MODULE};
 
 use crate::arch::memory::Physical;
 use crate::error::Error;
-use crate::kernel::Taken;
-use crate::ram::{self, Ram};
+use crate::modules::{MODULES_MAX, RawModule};
+use crate::ram;
 
 /// What a start info begins with.
 pub const MAGIC: u32 = 0x336E_C578;
-/// The first version with a memory map, and its size.
+/// The first version with a memory map.
 const VERSION: u32 = 1;
 /// `hvm_start_info`, of which the firmware passes a copy on.
 pub type Raw = [u8; 56];
@@ -20,19 +18,13 @@ pub mod field {
     pub const MODULES: usize = 12;
     /// `modlist_paddr`, 64 bits.
     pub const MODULE_LIST: usize = 16;
-    pub(super) const CMDLINE: usize = 24;
-    pub(super) const RSDP: usize = 32;
-    pub(super) const MEMORY_MAP: usize = 40;
-    pub(super) const MEMORY_MAP_ENTRIES: usize = 48;
+    pub(crate) const CMDLINE: usize = 24;
+    pub(crate) const RSDP: usize = 32;
+    pub(crate) const MEMORY_MAP: usize = 40;
+    pub(crate) const MEMORY_MAP_ENTRIES: usize = 48;
 }
-/// `hvm_modlist_entry`: address, size, command line, reserved.
-pub type RawModule = [u8; 32];
-/// Most modules that are read.
-pub const MODULES_MAX: u32 = 16;
 /// Longest command line, its NUL included: what x86 Linux accepts.
 const TEXT_MAX: u64 = 2048;
-/// Bytes of an ACPI root pointer (ACPI 6.5, 5.2.5.3).
-const RSDP_SIZE: u64 = 36;
 
 /// Eight bytes at a fixed offset of a fixed array; zeros beyond its end.
 pub(crate) fn wide(bytes: &[u8], at: usize) -> u64 {
@@ -40,54 +32,13 @@ pub(crate) fn wide(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(chunk.copied().unwrap_or_default())
 }
 
+/// Four of them.
 fn word(bytes: &[u8], at: usize) -> u32 {
-    let chunk = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
-    u32::from_le_bytes(chunk.copied().unwrap_or_default())
+    wide(bytes, at) as u32
 }
 
-/// A module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Module {
-    /// Its place in the list.
-    pub index: usize,
-    /// First byte.
-    pub start: u64,
-    /// One past the last byte.
-    pub end: u64,
-}
-
-/// Start info, found and read.
-#[derive(Debug)]
-pub struct StartInfo<'m> {
-    address: u64,
-    /// As it stands in memory.
-    pub raw: &'m Raw,
-    /// The memory map's entries.
-    pub memory_map: &'m [ram::Entry],
-    /// The module list's entries.
-    pub modules: &'m [RawModule],
-    /// Each module's command line, without its NUL.
-    names: [&'m [u8]; MODULES_MAX as usize],
-    /// The command line, without its NUL.
-    cmdline: &'m [u8],
-}
-
-/// A table of entries of `N` bytes.
-fn table<'m, const N: usize>(
-    memory: &'m impl Physical,
-    start: u64,
-    entries: u32,
-    what: &'static str,
-) -> Result<&'m [[u8; N]], Error> {
-    if entries == 0 {
-        return Ok(&[]);
-    }
-    let bytes = memory.slice(start, u64::from(entries) * N as u64);
-    Ok(bytes.ok_or(Error::Unreadable(what, start))?.as_chunks().0)
-}
-
-/// A text that ends with a NUL; address 0 is no text.
-fn text<'m>(memory: &'m impl Physical, start: u64) -> Result<&'m [u8], Error> {
+/// A text that ends with a NUL, without it; address 0 is no text.
+pub(crate) fn text(memory: &impl Physical, start: u64) -> Result<&[u8], Error> {
     if start == 0 {
         return Ok(&[]);
     }
@@ -96,6 +47,15 @@ fn text<'m>(memory: &'m impl Physical, start: u64) -> Result<&'m [u8], Error> {
         .ok_or(Error::Unreadable("a command line", start))?;
     let length = bytes.iter().position(|&byte| byte == 0);
     Ok(&bytes[..length.ok_or(Error::EndlessText(start))?])
+}
+
+/// Start info, found and read.
+#[derive(Clone, Copy, Debug)]
+pub struct StartInfo<'m> {
+    /// Where it stands.
+    pub address: u64,
+    /// As it stands there.
+    pub raw: &'m Raw,
 }
 
 impl<'m> StartInfo<'m> {
@@ -111,130 +71,126 @@ impl<'m> StartInfo<'m> {
         if word(raw, 4) < VERSION {
             return Err(Error::Version(word(raw, 4)));
         }
-        let (entries, modules) = (
-            word(raw, field::MEMORY_MAP_ENTRIES),
-            word(raw, field::MODULES),
-        );
-        if entries > ram::ENTRIES_MAX {
-            return Err(Error::MapEntries(entries));
+        Ok(Self { address, raw })
+    }
+
+    /// A table of entries of `N` bytes, as (where, how many) fields of ours name it.
+    fn table<const N: usize>(
+        &self,
+        memory: &'m impl Physical,
+        (start, entries): (usize, usize),
+        what: &'static str,
+    ) -> Result<&'m [[u8; N]], Error> {
+        let (start, entries) = (wide(self.raw, start), word(self.raw, entries));
+        if entries == 0 {
+            return Ok(&[]);
         }
-        if modules > MODULES_MAX {
-            return Err(Error::ModuleEntries(modules));
+        let bytes = memory.slice(start, u64::from(entries) * N as u64);
+        Ok(bytes.ok_or(Error::Unreadable(what, start))?.as_chunks().0)
+    }
+
+    /// The memory map's entries.
+    pub fn memory_map(&self, memory: &'m impl Physical) -> Result<&'m [ram::Entry], Error> {
+        match word(self.raw, field::MEMORY_MAP_ENTRIES) {
+            0..=ram::ENTRIES_MAX => {}
+            more => return Err(Error::MapEntries(more)),
         }
-        let map = wide(raw, field::MEMORY_MAP);
-        let list = wide(raw, field::MODULE_LIST);
-        let modules: &[RawModule] = table(memory, list, modules, "the module list")?;
-        let mut names = [&[][..]; MODULES_MAX as usize];
-        for (name, module) in names.iter_mut().zip(modules) {
-            *name = text(memory, wide(module, 16))?;
+        let fields = (field::MEMORY_MAP, field::MEMORY_MAP_ENTRIES);
+        self.table(memory, fields, "the memory map")
+    }
+
+    /// The module list's entries.
+    pub fn module_list(&self, memory: &'m impl Physical) -> Result<&'m [RawModule], Error> {
+        match word(self.raw, field::MODULES) {
+            0..=MODULES_MAX => {}
+            more => return Err(Error::ModuleEntries(more)),
         }
-        Ok(Self {
-            address,
-            raw,
-            memory_map: table(memory, map, entries, "the memory map")?,
-            modules,
-            names,
-            cmdline: text(memory, wide(raw, field::CMDLINE))?,
-        })
+        let fields = (field::MODULE_LIST, field::MODULES);
+        self.table(memory, fields, "the module list")
     }
 
-    /// The modules that are not empty.
-    fn full_modules(&self) -> impl Iterator<Item = Module> {
-        let modules = self.modules.iter().enumerate();
-        modules.filter_map(|(index, raw)| {
-            let (start, size) = (wide(raw, 0), wide(raw, 8));
-            let end = start.saturating_add(size);
-            (size > 0).then_some(Module { index, start, end })
-        })
+    /// The command line.
+    pub fn cmdline(&self, memory: &'m impl Physical) -> Result<&'m [u8], Error> {
+        text(memory, wide(self.raw, field::CMDLINE))
+    }
+}
+
+/// Whether a command line has this word.
+pub fn has_word(cmdline: &[u8], word: &str) -> bool {
+    let mut words = cmdline.split(|&byte| byte == b' ');
+    words.any(|w| w == word.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::Double;
+
+    fn error(memory: &Double, at: u64) -> Error {
+        StartInfo::read(memory, at).unwrap_err()
     }
 
-    /// Checks that all modules lie in RAM.
-    pub fn check_modules(&self, ram: &Ram<'_>) -> Result<(), Error> {
-        let outside = |m: &Module| !ram.contains(m.start, m.end);
-        match self.full_modules().find(outside) {
-            Some(module) => Err(Error::ModuleOutside(module.start, module.end)),
-            None => Ok(()),
-        }
+    #[test]
+    fn tables_and_the_command_line() {
+        let memory = Double::booting(&[], b"quiet firmware-log");
+        let info = StartInfo::read(&memory, Double::START_INFO).unwrap();
+        assert_eq!(info.memory_map(&memory).unwrap().len(), 3);
+        assert!(info.module_list(&memory).unwrap().is_empty());
+        let cmdline = info.cmdline(&memory).unwrap();
+        assert!(has_word(cmdline, "firmware-log") && has_word(cmdline, "quiet"));
+        assert!(!has_word(cmdline, "firmware"));
     }
 
-    /// Whether a module's command line is this name.
-    pub fn is_named(&self, index: usize, name: &str) -> bool {
-        self.names.get(index) == Some(&name.as_bytes())
+    #[test]
+    fn start_info_that_makes_no_sense() {
+        let mut memory = Double::booting(&[], b"");
+        assert!(matches!(
+            error(&memory, 0),
+            Error::Unreadable("start info", 0)
+        ));
+        assert!(matches!(error(&memory, u64::MAX), Error::Unreadable(..)));
+        assert!(matches!(
+            error(&memory, Double::START_INFO + 4),
+            Error::Magic(1)
+        ));
+        memory.put(Double::START_INFO + 4, &[0]);
+        assert!(matches!(
+            error(&memory, Double::START_INFO),
+            Error::Version(0)
+        ));
     }
 
-    /// The kernel: the module named so, else the first.
-    pub fn kernel(&self) -> Result<Module, Error> {
-        let named = self
-            .full_modules()
-            .find(|m| self.is_named(m.index, KERNEL_MODULE));
-        named
-            .or_else(|| self.full_modules().find(|m| m.index == 0))
-            .filter(|m| !self.is_named(m.index, MODULE))
-            .ok_or(Error::NoKernel)
-    }
-
-    /// The bytes of the device tree, if there is one.
-    pub fn device_tree(&self, memory: &'m impl Physical) -> Option<Result<&'m [u8], Error>> {
-        let tree = self.full_modules().find(|m| self.is_named(m.index, MODULE));
-        Some(self.bytes(memory, &tree?))
-    }
-
-    /// The bytes of a module.
-    pub fn bytes(&self, memory: &'m impl Physical, module: &Module) -> Result<&'m [u8], Error> {
-        let length = module.end.saturating_sub(module.start);
-        memory
-            .slice(module.start, length)
-            .ok_or(Error::Unreadable("a module", module.start))
-    }
-
-    /// Whether the command line has this word.
-    pub fn has_word(&self, word: &str) -> bool {
-        let mut words = self.cmdline.split(|&byte| byte == b' ');
-        words.any(|w| w == word.as_bytes())
-    }
-
-    /// What no segment may lie over: the firmware at `image`, the boot information, the modules.
-    pub fn taken(&self, image: (u64, u64)) -> impl Iterator<Item = Taken> + Clone {
-        let range = |what, start: u64, length: usize| Taken {
-            what: Some(what),
-            start,
-            end: start.saturating_add(length as u64),
+    #[test]
+    fn tables_that_make_no_sense() {
+        let mut memory = Double::booting(&[], b"");
+        let put = |memory: &mut Double, at: usize, value: u64, bytes: usize| {
+            memory.put(
+                Double::START_INFO + at as u64,
+                &value.to_le_bytes()[..bytes],
+            );
         };
-        let raw = self.raw;
-        let rsdp = wide(raw, field::RSDP);
-        let fixed = [
-            range("the firmware", image.0, (image.1 - image.0) as usize),
-            range("the start info", self.address, raw.len()),
-            range(
-                "the memory map",
-                wide(raw, field::MEMORY_MAP),
-                size_of_val(self.memory_map),
-            ),
-            range(
-                "the module list",
-                wide(raw, field::MODULE_LIST),
-                size_of_val(self.modules),
-            ),
-            range(
-                "the command line",
-                wide(raw, field::CMDLINE),
-                self.cmdline.len() + 1,
-            ),
-            range(
-                "ACPI's root pointer",
-                rsdp,
-                if rsdp == 0 { 0 } else { RSDP_SIZE as usize },
-            ),
-        ];
-        let names = self.modules.iter().zip(self.names);
-        let names = names.map(move |(module, name)| {
-            range("a module's command line", wide(module, 16), name.len() + 1)
-        });
-        let modules = self.modules.iter().map(|module| Taken {
-            what: None,
-            start: wide(module, 0),
-            end: wide(module, 0).saturating_add(wide(module, 8)),
-        });
-        fixed.into_iter().chain(names).chain(modules)
+        put(&mut memory, field::MEMORY_MAP_ENTRIES, 129, 4);
+        put(&mut memory, field::MODULES, 17, 4);
+        put(&mut memory, field::CMDLINE, u64::MAX, 8);
+        let info = StartInfo::read(&memory, Double::START_INFO).unwrap();
+        assert!(matches!(
+            info.memory_map(&memory),
+            Err(Error::MapEntries(129))
+        ));
+        assert!(matches!(
+            info.module_list(&memory),
+            Err(Error::ModuleEntries(17))
+        ));
+        assert!(matches!(info.cmdline(&memory), Err(Error::Unreadable(..))));
+
+        put(&mut memory, field::MEMORY_MAP_ENTRIES, 128, 4);
+        put(&mut memory, field::MEMORY_MAP, u64::MAX - 23, 8);
+        put(&mut memory, field::CMDLINE, Double::ENDLESS, 8);
+        let info = StartInfo::read(&memory, Double::START_INFO).unwrap();
+        assert!(matches!(
+            info.memory_map(&memory),
+            Err(Error::Unreadable(..))
+        ));
+        assert!(matches!(info.cmdline(&memory), Err(Error::EndlessText(_))));
     }
 }

@@ -4,24 +4,24 @@ use core::arch::global_asm;
 
 use exit_abi::{milestone, port};
 
-use super::tables;
+use super::{gdt, paging};
 
 /// Bytes of the stack: several times what a boot and the printing of a crash need.
 const STACK: usize = 8192;
 
 global_asm!(
     // The upper levels of the page tables, whose links only the linker can compute.
-    ".pushsection .data.firmware_tables.upper, \"aw\"",
+    ".pushsection .data.firmware_tables, \"aw\"",
     ".balign 4096",
     ".global firmware_tables",
     "firmware_tables:",
     ".quad firmware_pdpt + {table}",
     ".fill 511, 8, 0",
     "firmware_pdpt:",
-    ".quad FIRMWARE_DIRECTORIES + {table}",
-    ".quad FIRMWARE_DIRECTORIES + 4096 + {table}",
-    ".quad FIRMWARE_DIRECTORIES + 8192 + {table}",
-    ".quad FIRMWARE_DIRECTORIES + 12288 + {table}",
+    ".quad FIRMWARE_DIRECTORY + {table}",
+    ".quad FIRMWARE_MORE_DIRECTORIES + {table}",
+    ".quad FIRMWARE_MORE_DIRECTORIES + 4096 + {table}",
+    ".quad FIRMWARE_MORE_DIRECTORIES + 8192 + {table}",
     ".fill 508, 8, 0",
     ".popsection",
     ".pushsection .rodata.firmware_gdt, \"a\"",
@@ -81,12 +81,12 @@ global_asm!(
     ".asciz \"Xen\"",
     ".long firmware_start",
     ".popsection",
-    table = const tables::TABLE,
-    gdt_limit = const size_of_val(&tables::FIRMWARE_GDT) - 1,
+    table = const paging::TABLE,
+    gdt_limit = const size_of_val(&gdt::FIRMWARE_GDT) - 1,
     stack = const STACK,
     firmware_entry = const milestone::FIRMWARE_ENTRY,
     milestone_port = const port::MILESTONE,
-    code64 = const tables::CODE64,
-    data = const tables::DATA,
+    code64 = const gdt::CODE64,
+    data = const gdt::DATA,
     phys32 = const exit_abi::note::XEN_PHYS32_ENTRY,
 );

@@ -10,7 +10,7 @@
 /// the firmware's may be needed any more.
 #[cfg(target_os = "none")]
 pub unsafe fn enter(entry: u32, start_info: u32) -> ! {
-    use super::tables::CODE32;
+    use super::gdt::CODE32;
 
     // SAFETY: the caller's promise for what is jumped to. The code itself runs on memory that is
     // mapped one to one, so that it goes on where it is when paging ends; the order is the SDM's

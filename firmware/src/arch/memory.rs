@@ -1,6 +1,7 @@
 //! Physical memory: read as slices, filled by string instructions.
 
-use super::tables;
+#[cfg(target_os = "none")]
+use super::paging;
 
 /// A place to read bytes from by physical address.
 pub trait Physical {
@@ -8,7 +9,7 @@ pub trait Physical {
     fn slice(&self, start: u64, length: u64) -> Option<&[u8]>;
 }
 
-/// Physical memory as the firmware's page tables map it: one to one, up to 4 GiB.
+/// Physical memory as the firmware's page tables map it: one to one, up to [`paging::mapped`].
 pub struct Identity;
 
 /// Where the firmware itself lies, its tables, its stack and its statics included.
@@ -30,17 +31,17 @@ pub fn image() -> (u64, u64) {
 
 /// Whether bytes are ours to read: mapped, not at address 0, and not of the firmware itself.
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
-fn readable(start: u64, length: u64) -> bool {
+fn readable(start: u64, length: u64, mapped: u64) -> bool {
     let (image_start, image_end) = image();
-    start.checked_add(length).is_some_and(|end| {
-        start > 0 && end <= tables::MAPPED && (end <= image_start || start >= image_end)
-    })
+    start
+        .checked_add(length)
+        .is_some_and(|end| start > 0 && end <= mapped && (end <= image_start || start >= image_end))
 }
 
 impl Physical for Identity {
     #[cfg(target_os = "none")]
     fn slice(&self, start: u64, length: u64) -> Option<&[u8]> {
-        if !readable(start, length) {
+        if !readable(start, length, paging::mapped()) {
             return None;
         }
         // SAFETY: the bytes are mapped, and none of them belongs to anything that Rust knows of;
@@ -61,8 +62,8 @@ impl Physical for Identity {
 ///
 /// # Safety
 ///
-/// The `length` bytes at `to`, at least as many as `bytes`, must be RAM below 4 GiB that nothing
-/// else uses, `bytes` included.
+/// The `length` bytes at `to`, at least as many as `bytes`, must be RAM below
+/// [`paging::mapped`] that nothing else uses, `bytes` included.
 #[cfg(target_os = "none")]
 pub unsafe fn fill(to: u64, bytes: &[u8], length: u64) {
     let copied = bytes.len() as u64;
@@ -108,20 +109,22 @@ mod tests {
 
     #[test]
     fn what_may_be_read() {
+        const MAPPED: u64 = 1 << 30;
         let (start, end) = image();
-        assert!(readable(0x6000, 56));
-        assert!(readable(1, start - 1) && readable(end, tables::MAPPED - end));
+        for (at, length) in [(0x6000, 56), (1, start - 1), (end, MAPPED - end)] {
+            assert!(readable(at, length, MAPPED), "{at:#x}, {length:#x}");
+        }
         for (at, length) in [
             (0, 1),
             (start, 1),
             (start - 1, 2),
             (end - 1, 1),
             (0x6000, 1 << 20),
-            (tables::MAPPED - 1, 2),
+            (MAPPED - 1, 2),
             (u64::MAX, 1),
             (1, u64::MAX),
         ] {
-            assert!(!readable(at, length), "{at:#x}, {length:#x}");
+            assert!(!readable(at, length, MAPPED), "{at:#x}, {length:#x}");
         }
     }
 }

@@ -3,7 +3,8 @@
 
 #[cfg(target_os = "none")]
 mod entry;
+pub mod gdt;
 pub mod jump;
 pub mod memory;
-pub mod tables;
+pub mod paging;
 pub mod traps;

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::tables;
+use super::gdt;
 
 /// The CPU's own vectors.
 const VECTORS: usize = 32;
@@ -68,10 +68,8 @@ static IDT: [[AtomicU64; 2]; VECTORS] = [const { [AtomicU64::new(0), AtomicU64::
 
 /// An interrupt gate for CPL 0 (SDM vol. 3A, figure 6-8).
 const fn interrupt_gate(handler: u64) -> [u64; 2] {
-    let low = handler & 0xFFFF
-        | (tables::CODE64 as u64) << 16
-        | 0x8E << 40
-        | (handler >> 16 & 0xFFFF) << 48;
+    let low =
+        handler & 0xFFFF | (gdt::CODE64 as u64) << 16 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48;
     [low, handler >> 32]
 }
 
