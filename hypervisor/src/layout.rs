@@ -65,6 +65,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn a_firmware_is_clear_of_the_boot_information_and_of_kernels() {
+        let (start, end) = FIRMWARE;
+        assert!(CMDLINE + CMDLINE_SIZE as u64 <= start);
+        assert!(start < end && end <= LOW_END);
+    }
+
     proptest! {
         #[test]
         fn regions_add_up_and_leave_the_hole(pages in 1_u64..1 << 28) {

@@ -509,6 +509,26 @@ mod tests {
         assert!(matches!(over, Err(ElfError::OverOther(_))));
     }
 
+    #[test]
+    fn a_firmware_stays_in_its_window() {
+        let memory = crate::memory::map(4 << 20).unwrap();
+        let load = |paddr: u64| {
+            let notes = note(b"Xen\0", 18, &(paddr as u32).to_le_bytes());
+            let mut image = parse(&image(&notes, paddr)).unwrap();
+            image.load(&memory, Role::Firmware, &[])
+        };
+        let (start, end) = layout::FIRMWARE;
+        // 32 bytes each.
+        assert!(load(start).is_ok());
+        assert!(load(end - 32).is_ok());
+        for paddr in [0, start - 1, end - 31, layout::LOW_END, layout::HIGH_START] {
+            let refused = load(paddr);
+            assert!(matches!(refused, Err(ElfError::OutsideWindow(s, _)) if s == paddr));
+        }
+        let message = load(0).unwrap_err().to_string();
+        assert!(message.contains("outside 0x20000..0x80000"), "{message}");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_refused_or_read(flips in prop::collection::vec((0_usize..300, any::<u8>()), 1..8)) {
