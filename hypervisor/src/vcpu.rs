@@ -23,7 +23,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::devices::control::{Cause, Control};
 use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
-use crate::exits::books::{Books, Scratch};
+use crate::exits::books::{Books, Figures, Scratch};
 use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
 use crate::exits::ledger::{Entry, Ledger, Owner};
 use crate::exits::milestone::{Clocks, Milestones, Name};
@@ -115,10 +115,15 @@ pub fn catch_kicks() -> Result<(), vmm_sys_util::errno::Error> {
     vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)
 }
 
-/// The time-stamp counter.
+/// The time-stamp counter, read after everything before it has been executed (SDM vol. 2B, RDTSC:
+/// "LFENCE immediately before RDTSC"): the path between two readings is only tens of instructions.
 pub fn rdtsc() -> u64 {
-    // SAFETY: RDTSC reads a counter; every x86-64 CPU has it, and Linux leaves it to user mode.
-    unsafe { std::arch::x86_64::_rdtsc() }
+    // SAFETY: LFENCE (SSE2) and RDTSC read and order; every x86-64 CPU has them, and Linux leaves
+    // RDTSC to user mode.
+    unsafe {
+        std::arch::x86_64::_mm_lfence();
+        std::arch::x86_64::_rdtsc()
+    }
 }
 
 /// What an exit was, and what is to be done about it.
@@ -177,6 +182,8 @@ pub struct Vcpu {
     ledger: Arc<Ledger>,
     ports: Ports,
     scratch: Scratch,
+    /// The figures when the open section of the profiler's own began.
+    section_start: Figures,
     /// The gates this vCPU is armed with, and their generation.
     slots: Slots,
     generation: u64,
@@ -198,6 +205,7 @@ impl Vcpu {
             ledger,
             ports: Ports::default(),
             scratch: Scratch::default(),
+            section_start: Figures::default(),
             slots: Slots::default(),
             generation: 0,
             step: None,
@@ -445,6 +453,7 @@ impl Vcpu {
                 Request::Milestone { number, name } => self.milestone(number, name),
                 Request::Exit(status) => self.finish(Cause::Exit(status)),
                 Request::Gate { number, address } => self.gate_command(number, address),
+                Request::OwnSection(opens) => self.own_section(opens),
             },
             _ => {}
         }
@@ -462,6 +471,24 @@ impl Vcpu {
             }
             port::BASE..=port::LAST => self.ports.read(port, access),
             _ => {}
+        }
+    }
+
+    /// Opens or closes a section of the profiler's own. What KVM counted in between and KVM_RUN
+    /// did not see (an interrupt, the end of a string) was the profiler's doing too.
+    fn own_section(&mut self, opens: bool) {
+        if opens == self.ports.own_section {
+            return;
+        }
+        self.ports.own_section = opens;
+        self.shared.books.vcpu(self.index, &mut self.scratch);
+        if opens {
+            self.section_start.clone_from(&self.scratch.figures);
+        } else {
+            let now = &self.scratch.figures;
+            self.shared
+                .books
+                .settle(self.index, &self.section_start, now);
         }
     }
 

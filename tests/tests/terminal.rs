@@ -203,7 +203,7 @@ fn ctrl_c_before_the_guest_listens() {
     // Ctrl-C is a signal for those whose controlling terminal it is.
     let mut setsid = Command::new("setsid");
     setsid
-        .args(["--ctty", arg(black_box::exitvisor())])
+        .args(["-c", arg(black_box::exitvisor())])
         .args(["run", "--kernel", arg(&image)])
         .stdin(terminal)
         .stdout(Stdio::piped())

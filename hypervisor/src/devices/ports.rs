@@ -21,6 +21,8 @@ pub enum Request {
     },
     /// End the VM with the guest's status.
     Exit(u32),
+    /// A section of the profiler's own begins (true) or ends.
+    OwnSection(bool),
     /// Carry out a gate command.
     Gate {
         /// The command.
@@ -81,7 +83,7 @@ impl Ports {
             }
             port::MILESTONE_NAME => data.iter().for_each(|&b| self.name.push(b)),
             port::EXIT => return Request::Exit(value),
-            port::OWN_SECTION => self.own_section = value & 1 != 0,
+            port::OWN_SECTION => return Request::OwnSection(value & 1 != 0),
             port::GATE_LOW => self.low = value,
             port::GATE_HIGH => self.high = value,
             port::GATE_COMMAND => {

@@ -47,6 +47,8 @@ pub struct Figures {
     pub total: u64,
     /// Exits without a basic exit reason.
     pub other: u64,
+    /// Of what no source attributes, the profiler's own.
+    pub own_residual: u64,
 }
 
 impl Default for Figures {
@@ -55,6 +57,7 @@ impl Default for Figures {
             lines: [Line::default(); COUNT],
             total: 0,
             other: 0,
+            own_residual: 0,
         }
     }
 }
@@ -94,7 +97,7 @@ impl Figures {
     fn add(&mut self, other: &Self) {
         for (line, more) in self.lines.iter_mut().zip(&other.lines) {
             let (a, b) = (&mut line.row, &more.row);
-            a.min = match (a.timed > a.own, b.timed > b.own) {
+            a.min = match (a.timed > a.own_timed, b.timed > b.own_timed) {
                 (true, true) => a.min.min(b.min),
                 (false, true) => b.min,
                 _ => a.min,
@@ -103,20 +106,25 @@ impl Figures {
             a.exits = a.exits.saturating_add(b.exits);
             a.own = a.own.saturating_add(b.own);
             a.timed = a.timed.saturating_add(b.timed);
+            a.own_timed = a.own_timed.saturating_add(b.own_timed);
             a.cycles = a.cycles.saturating_add(b.cycles);
             a.own_cycles = a.own_cycles.saturating_add(b.own_cycles);
             line.source = line.source.max(more.source);
         }
         self.total = self.total.saturating_add(other.total);
         self.other = self.other.saturating_add(other.other);
+        self.own_residual = self.own_residual.saturating_add(other.own_residual);
     }
 
     /// As a profile keeps them.
     pub fn accounts(&self) -> Accounts {
         let attributed = self.attributed();
+        let residual = self.total.saturating_sub(attributed);
+        let own_residual = self.own_residual.min(residual);
         Accounts {
             total: self.total,
-            residual: self.total.saturating_sub(attributed),
+            residual: residual - own_residual,
+            own_residual,
             excess: attributed.saturating_sub(self.total),
             other: self.other,
             reasons: Reason::all()
@@ -127,6 +135,7 @@ impl Figures {
                     exits: l.row.exits,
                     own: l.row.own,
                     timed: l.row.timed,
+                    own_timed: l.row.own_timed,
                     cycles: l.row.cycles,
                     own_cycles: l.row.own_cycles,
                     min: l.row.min,
@@ -186,6 +195,25 @@ impl Books {
             }
         }
         into.total = total.unwrap_or_else(|| into.attributed());
+        into.own_residual = book.ledger.own_residual();
+        for (reason, line) in Reason::all().zip(&mut into.lines) {
+            let own = line.row.own.saturating_add(book.ledger.unseen_own(reason));
+            line.row.own = own.min(line.row.exits);
+        }
+    }
+
+    /// Books a section of the profiler's own that lies between two readings of its vCPU: whatever
+    /// the sources counted in it, KVM_RUN having seen it or not, was the profiler's doing.
+    pub fn settle(&self, vcpu: usize, before: &Figures, after: &Figures) {
+        let ledger = &self.vcpus[vcpu].ledger;
+        for (reason, (b, a)) in Reason::all().zip(before.lines.iter().zip(&after.lines)) {
+            let exits = a.row.exits.saturating_sub(b.row.exits);
+            let seen = a.row.own.saturating_sub(b.row.own);
+            ledger.settle(reason, exits.saturating_sub(seen));
+        }
+        let total = after.total.saturating_sub(before.total);
+        let attributed = after.attributed().saturating_sub(before.attributed());
+        ledger.settle_residual(total.saturating_sub(attributed));
     }
 
     /// Figures of one vCPU.
@@ -337,6 +365,31 @@ mod tests {
     }
 
     #[test]
+    fn a_section_settles_what_kvm_run_did_not_see() {
+        let stats = sample(Some(20), &[(Reason::IO, row(9, 0))]);
+        let books = books(vec![(SourceKind::Stats, stats)]);
+        let mut before = Figures {
+            total: 10,
+            ..Figures::default()
+        };
+        before.lines[30].row = row(5, 5);
+        let mut scratch = Scratch::default();
+        books.all(&mut scratch);
+        // Of four exits for I/O in the section KVM_RUN saw three.
+        let mut after = scratch.figures.clone();
+        after.lines[30].row.own = 3;
+        books.settle(0, &before, &after);
+        books.all(&mut scratch);
+        let accounts = scratch.figures.accounts();
+        assert_eq!(
+            accounts.reasons[0].own, 1,
+            "beside the three that the ledger has"
+        );
+        assert_eq!((accounts.residual, accounts.own_residual), (5, 6));
+        assert_eq!(accounts.total, 9 + 5 + 6);
+    }
+
+    #[test]
     fn vcpus_add_up() {
         let mut a = Figures {
             total: 4,
@@ -352,6 +405,7 @@ mod tests {
                 exits,
                 own,
                 timed: exits,
+                own_timed: own,
                 cycles: 9,
                 own_cycles: 0,
                 min,

@@ -77,6 +77,8 @@ pub struct Gates {
     hypercalls: AtomicU64,
     stepped: AtomicU64,
     foreign: AtomicU64,
+    /// Most gates at once.
+    armed: AtomicU64,
 }
 
 /// The generation of a vCPU that will not run again.
@@ -93,6 +95,7 @@ impl Gates {
             hypercalls: AtomicU64::new(0),
             stepped: AtomicU64::new(0),
             foreign: AtomicU64::new(0),
+            armed: AtomicU64::new(0),
         }
     }
 
@@ -114,6 +117,8 @@ impl Gates {
             .find(|s| s.is_none())
             .ok_or(Outcome::Full)?;
         *free = Some(gate);
+        let armed = slots.iter().flatten().count() as u64;
+        self.armed.fetch_max(armed, Ordering::Relaxed);
         Ok(self.generation.fetch_add(1, Ordering::AcqRel) + 1)
     }
 
@@ -187,6 +192,7 @@ impl Gates {
             hypercalls: self.hypercalls.load(Ordering::Relaxed),
             stepped: self.stepped.load(Ordering::Relaxed),
             foreign: self.foreign.load(Ordering::Relaxed),
+            armed: self.armed.load(Ordering::Relaxed),
         }
     }
 }

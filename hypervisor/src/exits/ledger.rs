@@ -50,7 +50,10 @@ impl Cell {
 struct Row {
     exits: Cell,
     own: Cell,
+    /// The profiler's own that KVM_RUN did not see: what a section's settlement found.
+    unseen_own: Cell,
     timed: Cell,
+    own_timed: Cell,
     cycles: Cell,
     own_cycles: Cell,
     /// Shortest exit plus one, so that 0 means none.
@@ -64,6 +67,7 @@ pub struct Ledger {
     rows: [Row; COUNT],
     other: Cell,
     signals: Cell,
+    own_residual: Cell,
 }
 
 impl Default for Ledger {
@@ -72,6 +76,7 @@ impl Default for Ledger {
             rows: std::array::from_fn(|_| Row::default()),
             other: Cell::default(),
             signals: Cell::default(),
+            own_residual: Cell::default(),
         }
     }
 }
@@ -85,6 +90,8 @@ pub struct RowCopy {
     pub own: u64,
     /// Exits whose cycles are known.
     pub timed: u64,
+    /// The profiler's own among them.
+    pub own_timed: u64,
     /// Cycles of the timed ones.
     pub cycles: u64,
     /// The profiler's own among them.
@@ -118,7 +125,10 @@ impl Ledger {
         row.timed.add(1);
         row.cycles.add(cycles);
         match owner {
-            Owner::Own => row.own_cycles.add(cycles),
+            Owner::Own => {
+                row.own_timed.add(1);
+                row.own_cycles.add(cycles);
+            }
             Owner::Guest => {
                 let min = row.min_plus_1.get();
                 if min == 0 || cycles < min - 1 {
@@ -137,6 +147,7 @@ impl Ledger {
     /// and clamped, so that a copy never contradicts itself.
     pub fn row(&self, reason: Reason) -> RowCopy {
         let row = &self.rows[reason.index()];
+        let own_timed = row.own_timed.get();
         let (own, timed) = (row.own.get(), row.timed.get());
         let exits = row.exits.get();
         let own_cycles = row.own_cycles.get();
@@ -146,11 +157,32 @@ impl Ledger {
             exits,
             own: own.min(exits),
             timed: timed.min(exits),
+            own_timed: own_timed.min(own).min(timed).min(exits),
             cycles,
             own_cycles: own_cycles.min(cycles),
             min,
             max: row.max.get().max(min),
         }
+    }
+
+    /// Books exits of the profiler's own that KVM_RUN did not see.
+    pub fn settle(&self, reason: Reason, unseen: u64) {
+        self.rows[reason.index()].unseen_own.add(unseen);
+    }
+
+    /// Books exits of the profiler's own whose reason nobody saw.
+    pub fn settle_residual(&self, unseen: u64) {
+        self.own_residual.add(unseen);
+    }
+
+    /// The profiler's own exits of a reason that KVM_RUN did not see.
+    pub fn unseen_own(&self, reason: Reason) -> u64 {
+        self.rows[reason.index()].unseen_own.get()
+    }
+
+    /// The profiler's own exits whose reason nobody saw.
+    pub fn own_residual(&self) -> u64 {
+        self.own_residual.get()
     }
 
     /// Exits without a basic exit reason.
@@ -180,6 +212,7 @@ mod tests {
             exits: 3,
             own: 1,
             timed: 3,
+            own_timed: 1,
             cycles: 45,
             own_cycles: 5,
             min: 10,

@@ -125,19 +125,15 @@ impl ReasonAccount {
     }
 
     /// How many of the guest's exits were timed.
-    ///
-    /// The profiler's own come out of KVM_RUN, where every exit is timed at the next entry: all of
-    /// them are taken to be timed, but for the one that took the snapshot or ended the run.
     pub fn guest_timed(&self) -> u64 {
-        let in_progress = u64::from(self.timed < self.exits);
-        let own = self.own.saturating_sub(in_progress);
-        self.timed.saturating_sub(own).min(self.guest_exits())
+        self.timed
+            .saturating_sub(self.own_timed)
+            .min(self.guest_exits())
     }
 
     /// Shortest, mean and longest of the guest's timed exits; `None` if none was timed.
     ///
-    /// The mean is kept between the other two: the last exit of a run is never timed, so the
-    /// number of timed ones can be off by one.
+    /// The mean is kept between the other two, whatever the file says.
     pub fn times(&self) -> Option<(u64, u64, u64)> {
         let timed = self.guest_timed();
         if timed == 0 {
@@ -171,7 +167,7 @@ impl Accounts {
 
     /// Exits of the profiler's own.
     pub fn own(&self) -> u64 {
-        self.sum(|r| r.own)
+        self.sum(|r| r.own).saturating_add(self.own_residual)
     }
 
     /// Cycles of the profiler's own exits.
@@ -551,6 +547,7 @@ mod tests {
             exits: 2,
             own: 1,
             timed: 1,
+            own_timed: 0,
             cycles: 70,
             min: 70,
             max: 70,

@@ -31,11 +31,13 @@ fn book(accounts: &mut Accounts, (reason, exits, own, mean): Booking) {
         Err(at) => {
             let source = if mean == 0 { KVM_STATS } else { KVM_RUN }.to_owned();
             let (exits, own, timed, cycles, own_cycles, min, max) = (0, 0, 0, 0, 0, 0, 0);
+            let own_timed = 0;
             let new = ReasonAccount {
                 reason,
                 exits,
                 own,
                 timed,
+                own_timed,
                 cycles,
                 own_cycles,
                 min,
@@ -50,6 +52,7 @@ fn book(accounts: &mut Accounts, (reason, exits, own, mean): Booking) {
     r.exits += exits;
     r.own += own;
     r.timed += if mean == 0 { 0 } else { exits };
+    r.own_timed += if mean == 0 { 0 } else { own };
     r.cycles += exits * mean;
     r.own_cycles += own * mean;
     if exits > own && mean > 0 {
@@ -227,6 +230,7 @@ pub(crate) fn software() -> Profile {
             hypercalls: 1,
             stepped: 3,
             foreign: 0,
+            armed: 2,
         },
         ..zero()
     }
@@ -365,6 +369,7 @@ pub(crate) fn ledger() -> Profile {
         hypercalls: 1,
         stepped: 0,
         foreign: 2,
+        armed: 2,
     };
     profile.reasons = reasons(&[11, 44, 52, 56, 60, 69, 70, 76, 77], |_| true);
     profile
@@ -379,6 +384,7 @@ pub(crate) fn huge() -> Profile {
         exits: most,
         own: 1,
         timed: most,
+        own_timed: 1,
         cycles: most,
         own_cycles: 0,
         min: most,
@@ -388,6 +394,7 @@ pub(crate) fn huge() -> Profile {
     let total = Accounts {
         total: most,
         residual: 0,
+        own_residual: 0,
         other: 0,
         excess: most,
         reasons: vec![account(30), account(127)],
@@ -414,6 +421,7 @@ pub(crate) fn huge() -> Profile {
         hypercalls: most,
         stepped: most,
         foreign: most,
+        armed: most,
     };
     profile
 }
@@ -434,21 +442,23 @@ fn string() -> impl Strategy<Value = String> {
 prop_compose! {
     fn any_reason()(
         reason in any::<u8>(),
-        figures in proptest::array::uniform7(figure()),
+        figures in proptest::array::uniform8(figure()),
         source in string(),
     ) -> ReasonAccount {
-        let [exits, own, timed, cycles, own_cycles, min, max] = figures;
-        ReasonAccount { reason, exits, own, timed, cycles, own_cycles, min, max, source }
+        let [exits, own, timed, own_timed, cycles, own_cycles, min, max] = figures;
+        ReasonAccount {
+            reason, exits, own, timed, own_timed, cycles, own_cycles, min, max, source,
+        }
     }
 }
 
 prop_compose! {
     fn any_accounts()(
-        figures in proptest::array::uniform4(figure()),
+        figures in proptest::array::uniform5(figure()),
         reasons in proptest::collection::vec(any_reason(), 0..6),
     ) -> Accounts {
-        let [total, residual, other, excess] = figures;
-        Accounts { total, residual, other, excess, reasons }
+        let [total, residual, own_residual, other, excess] = figures;
+        Accounts { total, residual, own_residual, other, excess, reasons }
     }
 }
 

@@ -289,6 +289,8 @@ fn wrong(accounts: &Accounts) -> Option<String> {
         let pairs = [
             ("own exits", r.own, "exits", r.exits),
             ("timed exits", r.timed, "exits", r.exits),
+            ("own timed exits", r.own_timed, "timed exits", r.timed),
+            ("own timed exits", r.own_timed, "own exits", r.own),
             ("own cycles", r.own_cycles, "cycles", r.cycles),
             ("shortest exit", r.min, "longest", r.max),
         ];
@@ -298,7 +300,8 @@ fn wrong(accounts: &Accounts) -> Option<String> {
     }
     let sum: u128 = accounts.reasons.iter().map(|r| u128::from(r.exits)).sum();
     let (total, excess) = (u128::from(accounts.total), u128::from(accounts.excess));
-    let (other, residual) = (u128::from(accounts.other), u128::from(accounts.residual));
+    let other = u128::from(accounts.other);
+    let residual = u128::from(accounts.residual) + u128::from(accounts.own_residual);
     (total + excess != sum + other + residual).then(|| {
         format!(
             "{total} exits are not the sum of {sum} by reason + {other} other + {residual} \

@@ -216,8 +216,11 @@ pub struct Milestone {
 pub struct Accounts {
     /// All exits known of: KVM's own count where there is one, else what was attributed.
     pub total: u64,
-    /// Exits handled in the kernel whose reason no source shows: `total` - Σ `reasons` - `other`.
+    /// Exits handled in the kernel whose reason no source shows, and that are the guest's:
+    /// `total` + `excess` - Σ `reasons` - `other` - `own_residual`.
     pub residual: u64,
+    /// The same within sections of the profiler's own (while the exit log asks and prints).
+    pub own_residual: u64,
     /// Attributed by no basic exit reason (a KVM exit without one), counted and shown.
     pub other: u64,
     /// How many exits were attributed beyond KVM's own count (0, or the sources disagree).
@@ -238,6 +241,8 @@ pub struct ReasonAccount {
     pub own: u64,
     /// How many of the exits were timed.
     pub timed: u64,
+    /// How many of the profiler's own were timed.
+    pub own_timed: u64,
     /// TSC cycles from exit to next entry, summed over the timed ones, the profiler's own included.
     pub cycles: u64,
     /// How many of these cycles are the profiler's own.
@@ -262,6 +267,9 @@ pub struct GateFigures {
     pub stepped: u64,
     /// Debug exceptions that were not ours and were given back to the guest.
     pub foreign: u64,
+    /// Most gates armed at once, of four. While one is, KVM masks the guest's own hardware
+    /// breakpoints (software KVM does not).
+    pub armed: u64,
 }
 
 /// What is known of a reason on this host.

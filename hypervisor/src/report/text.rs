@@ -113,7 +113,7 @@ fn facts(profile: &Profile) -> String {
     }
     out += &labelled("accounts", INDENT, &accounts(profile));
     if profile.gates != GateFigures::default() {
-        out += &labelled("gates", INDENT, &gates(&profile.gates));
+        out += &labelled("gates", INDENT, &gates(profile));
     }
     let mut recorded = to_seconds(&profile.created);
     if alarm(profile).is_empty() {
@@ -132,7 +132,8 @@ fn to_seconds(time: &str) -> String {
     }
 }
 
-fn gates(gates: &GateFigures) -> String {
+fn gates(profile: &Profile) -> String {
+    let gates = &profile.gates;
     let queries = plural(gates.queries, "query", "queries");
     let calls = plural(gates.hypercalls, "hypercall", "hypercalls");
     let mut text = format!("{queries} and {calls} answered");
@@ -145,6 +146,12 @@ fn gates(gates: &GateFigures) -> String {
         text += " · ";
         text += &plural(gates.foreign, "debug exception", "debug exceptions");
         text += " given back to the guest";
+    }
+    if gates.armed > 0 {
+        text += &format!(" · at most {} of 4 armed", count(gates.armed));
+        if profile.host.kvm != KvmKind::Software {
+            text += ", masking the guest's own hardware breakpoints";
+        }
     }
     text
 }
@@ -164,10 +171,11 @@ fn accounts(profile: &Profile) -> String {
         count(total.attributed()),
         plural(total.total, "exit", "exits")
     )];
-    if total.residual > 0 {
+    let residual = total.residual.saturating_add(total.own_residual);
+    if residual > 0 {
         parts.push(format!(
             "{} residual: {}",
-            count(total.residual),
+            count(residual),
             profile.residual_meaning()
         ));
     } else if profile.counts_everything() {
@@ -362,6 +370,11 @@ fn reasons(profile: &Profile) -> String {
             let mut row = sum(r.own, r.own_cycles, r.own_cycles > 0);
             row[0] = r.reason.to_string();
             row[1] = fit(&clean(profile.reason_name(r.reason)), NAME);
+            table.row(row);
+        }
+        if total.own_residual > 0 {
+            let mut row = sum(total.own_residual, 0, false);
+            row[1] = "residual".to_owned();
             table.row(row);
         }
     }

@@ -40,7 +40,10 @@ fn guest(start_info: u32) -> u32 {
     check_eq(5, gate_cpuid(leaf::INFO, 0), info, "information at a gate");
     let layout = Layout::unpack(info.edx);
     check(6, layout.is_valid(), "the layout");
+    // How many exits a line costs is KVM's business: they are booked as the profiler's own.
+    port::out8(ports::OWN_SECTION, 1);
     let _ = writeln!(Serial, "layout {:x?}", layout.leaves());
+    port::out8(ports::OWN_SECTION, 0);
 
     // Outside a gate the leaves are empty, on every vendor.
     for leaf in layout.leaves() {
@@ -158,8 +161,8 @@ fn guest(start_info: u32) -> u32 {
             "its flag",
         );
     }
-    // Defined, and raised by no KVM: RSM, GETSEC.
-    for reason in [11, 17] {
+    // Defined, and raised by no KVM: I/O SMI, GETSEC.
+    for reason in [5, 11] {
         check_eq(
             20,
             gate_cpuid(layout.exits_of, reason),
