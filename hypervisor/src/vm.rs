@@ -263,10 +263,15 @@ fn load(config: &Config, memory: &Memory, mut image: Image) -> Result<Boot, Erro
     }
     pvh::write(memory, &config.cmdline, &modules)?;
     let Image { entry, bytes, .. } = image;
-    let (gates, names) = (
-        std::mem::take(&mut image.gates),
-        std::mem::take(&mut image.names),
-    );
+    let gates = std::mem::take(&mut image.gates);
+    let mut names = std::mem::take(&mut image.names);
+    if role == Role::Firmware
+        && let Ok(kernel) = Image::open(&config.kernel)
+    {
+        // Names are for people, and the kernel's are as good as the firmware's. Whether the kernel
+        // can be booted is the firmware's to say, and its gates are the firmware's to register.
+        names.extend(kernel.names);
+    }
     images.insert(
         0,
         Loaded {

@@ -166,6 +166,24 @@ fn nothing_of_it_is_needed_once_the_kernel_runs() {
 }
 
 #[test]
+fn the_kernels_names_for_milestones_are_known() {
+    needs_kvm!("the_kernels_names_for_milestones_are_known");
+    // mov dx, 0xE00; mov eax, 0x100; out dx, eax; then the end: mov dx, 0xE08; mov al, 0; out dx, al
+    let code = [
+        0x66, 0xBA, 0x00, 0x0E, 0xB8, 0x00, 0x01, 0x00, 0x00, 0xEF, //
+        0x66, 0xBA, 0x08, 0x0E, 0xB0, 0x00, 0xEE, 0xF4,
+    ];
+    let name = b"\0\x01\0\0a step of mine";
+    let kernel = Elf::of_code(&code).note(note::OWNER, note::MILESTONE_NAME, name);
+    let folder = tempdir().unwrap();
+    let (firmware, kernel) = (guest("firmware"), kernel.write(folder.path()));
+    let images = ["--firmware", arg(&firmware), "--kernel", arg(&kernel)];
+    let run = run(&[&["profile", "--format", "json"], &images[..]].concat());
+    let profile = run.expect_status(0).profile();
+    assert_eq!(names(&profile).last(), Some(&"a step of mine"));
+}
+
+#[test]
 fn a_hand_made_kernel_boots() {
     needs_kvm!("a_hand_made_kernel_boots");
     let folder = tempdir().unwrap();
