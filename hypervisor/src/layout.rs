@@ -32,8 +32,10 @@ pub const CMDLINE: u64 = 0x1_0000;
 /// Room for the command line, NUL included: what x86 Linux accepts (COMMAND_LINE_SIZE).
 pub const CMDLINE_SIZE: usize = 2048;
 /// Where a firmware lies, whole: below every kernel, clear of the boot information and of the pages
-/// that kernels use for secondary CPUs. As (first byte, one past the last).
-pub const FIRMWARE: (u64, u64) = (0x2_0000, 0x8_0000);
+/// that kernels use for secondary CPUs.
+pub const FIRMWARE: u64 = 0x2_0000;
+/// End of the room for a firmware.
+pub const FIRMWARE_END: u64 = 0x8_0000;
 /// End of low RAM: above are VGA and ROMs on a PC, and nothing here.
 pub const LOW_END: u64 = 0xA_0000;
 /// Where RAM goes on, and the lowest address an image may be loaded at.
@@ -67,9 +69,8 @@ mod tests {
 
     #[test]
     fn a_firmware_is_clear_of_the_boot_information_and_of_kernels() {
-        let (start, end) = FIRMWARE;
-        assert!(CMDLINE + CMDLINE_SIZE as u64 <= start);
-        assert!(start < end && end <= LOW_END);
+        const { assert!(CMDLINE + CMDLINE_SIZE as u64 <= FIRMWARE) };
+        const { assert!(FIRMWARE < FIRMWARE_END && FIRMWARE_END <= LOW_END) };
     }
 
     proptest! {

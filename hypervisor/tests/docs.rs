@@ -61,7 +61,7 @@ fn firmware_statuses() {
 #[test]
 fn the_firmwares_place() {
     let script = include_str!("../../firmware/firmware.ld");
-    let (start, end) = exitvisor::layout::FIRMWARE;
+    let (start, end) = (exitvisor::layout::FIRMWARE, exitvisor::layout::FIRMWARE_END);
     assert!(script.contains(&format!(". = {start:#x};")));
     for address in [start, end] {
         let shown = format!("0x{:04X}_{:04X}", address >> 16, address & 0xFFFF);

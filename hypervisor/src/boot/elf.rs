@@ -76,8 +76,8 @@ pub enum ElfError {
     #[error(
         "has a segment at {0:#x}..{1:#x}, outside {window_start:#x}..{window_end:#x}, the place of a \
          firmware",
-        window_start = layout::FIRMWARE.0,
-        window_end = layout::FIRMWARE.1
+        window_start = layout::FIRMWARE,
+        window_end = layout::FIRMWARE_END
     )]
     OutsideWindow(u64, u64),
     /// Two segments over each other.
@@ -116,12 +116,10 @@ impl Role {
     }
 
     fn check(self, start: u64, end: u64) -> Result<(), ElfError> {
-        let (window_start, window_end) = layout::FIRMWARE;
+        let inside = layout::FIRMWARE <= start && end <= layout::FIRMWARE_END;
         match self {
             Self::Kernel if start < layout::HIGH_START => Err(ElfError::TooLow(start)),
-            Self::Firmware if start < window_start || end > window_end => {
-                Err(ElfError::OutsideWindow(start, end))
-            }
+            Self::Firmware if !inside => Err(ElfError::OutsideWindow(start, end)),
             _ => Ok(()),
         }
     }
@@ -517,7 +515,7 @@ mod tests {
             let mut image = parse(&image(&notes, paddr)).unwrap();
             image.load(&memory, Role::Firmware, &[])
         };
-        let (start, end) = layout::FIRMWARE;
+        let (start, end) = (layout::FIRMWARE, layout::FIRMWARE_END);
         // 32 bytes each.
         assert!(load(start).is_ok());
         assert!(load(end - 32).is_ok());
