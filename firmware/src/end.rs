@@ -3,59 +3,51 @@
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use guest_kernel::arch::cpu;
 use guest_kernel::arch::traps::Frame;
+use guest_kernel::exit::{crash, exit};
+use guest_kernel::serial::println;
 
 use crate::error::Error;
-use crate::machine::Machine;
 
 /// Says why the kernel is not booted, and ends with the status for it.
-pub fn failed(machine: &Machine, error: &Error) -> ! {
-    machine.println(format_args!("firmware: {error}"));
-    exit(machine, error.status())
-}
-
-fn exit(machine: &Machine, status: u32) -> ! {
-    machine.exit(status);
-    // Only a machine without the exit port comes here.
-    cpu::stop()
+pub fn failed(error: &Error) -> ! {
+    println(format_args!("firmware: {error}"));
+    exit(error.status())
 }
 
 /// Whether a crash is being printed: another one meanwhile ends at once.
 static CRASHING: AtomicBool = AtomicBool::new(false);
 
-fn crash_with(print: impl FnOnce(&Machine)) -> ! {
-    // Nothing but constants is trusted now.
-    let machine = Machine::default();
+fn crash_with(print: impl FnOnce()) -> ! {
     if !CRASHING.load(Ordering::Relaxed) {
         CRASHING.store(true, Ordering::Relaxed);
-        print(&machine);
+        print();
     }
-    exit(&machine, exit_abi::status::CRASH)
+    crash()
 }
 
 /// One line about a panic, then the end as crashed.
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
-    crash_with(|machine| machine.println(format_args!("firmware panic: {info}")))
+    crash_with(|| println(format_args!("firmware panic: {info}")))
 }
 
 /// What the CPU knew at an exception, then the end as crashed.
 pub fn trapped(frame: &Frame, cr2: u64) -> ! {
-    crash_with(|machine| {
+    crash_with(|| {
         let f = frame;
-        machine.println(format_args!(
+        println(format_args!(
             "firmware crash: exception {}, error code {:#x}, rip {:#x}, cr2 {cr2:#x}",
             f.vector, f.error_code, f.rip
         ));
-        machine.println(format_args!(
+        println(format_args!(
             "  rax {:x} rbx {:x} rcx {:x} rdx {:x} rsi {:x} rdi {:x} rbp {:x} rsp {:x}",
             f.rax, f.rbx, f.rcx, f.rdx, f.rsi, f.rdi, f.rbp, f.rsp
         ));
-        machine.println(format_args!(
+        println(format_args!(
             "  r8 {:x} r9 {:x} r10 {:x} r11 {:x} r12 {:x} r13 {:x} r14 {:x} r15 {:x}",
             f.r8, f.r9, f.r10, f.r11, f.r12, f.r13, f.r14, f.r15
         ));
-        machine.println(format_args!(
+        println(format_args!(
             "  cs {:x} ss {:x} rflags {:x}",
             f.cs, f.ss, f.rflags
         ));

@@ -4,6 +4,7 @@ use core::fmt;
 
 use exit_abi::gate::Outcome;
 use exit_abi::status::firmware as status;
+use guest_kernel::machine::tree;
 
 /// What is wrong.
 #[derive(Debug)]
@@ -26,12 +27,10 @@ pub enum Error {
     NoRam,
     /// A module that is not all in RAM.
     ModuleOutside(u64, u64),
-    /// A device tree that cannot be parsed.
-    Tree(dtoolkit::error::FdtParseError),
-    /// A device tree whose size is impossible, for a module of so many bytes.
+    /// A device tree that cannot be used.
+    Tree(tree::Error),
+    /// A device tree of more bytes than are read.
     TreeSize(u64),
-    /// A property of the device tree that makes no sense.
-    TreeProperty(&'static str),
     /// No kernel among the modules.
     NoKernel,
     /// Not an ELF file; it begins with these bytes.
@@ -73,7 +72,7 @@ impl Error {
             }
             Self::MapEntries(_) | Self::MapWraps(_) | Self::NoRam => status::MEMORY_MAP,
             Self::ModuleEntries(_) | Self::ModuleOutside(..) => status::MODULES,
-            Self::Tree(_) | Self::TreeSize(_) | Self::TreeProperty(_) => status::DEVICE_TREE,
+            Self::Tree(_) | Self::TreeSize(_) => status::DEVICE_TREE,
             Self::NoKernel => status::NO_KERNEL,
             Self::NotElf(_) | Self::Class(_) | Self::OtherMachine(_) => status::KERNEL_FORMAT,
             Self::Damaged(_) => status::KERNEL_DAMAGED,
@@ -114,16 +113,8 @@ impl fmt::Display for Error {
             Self::ModuleOutside(start, end) => {
                 write!(f, "a module at {start:#x}..{end:#x} lies outside RAM")
             }
-            Self::Tree(error) => write!(f, "the device tree cannot be read: {:?}", error.kind),
-            Self::TreeSize(bytes) => {
-                write!(
-                    f,
-                    "the device tree does not fit its module of {bytes} bytes"
-                )
-            }
-            Self::TreeProperty(name) => {
-                write!(f, "the device tree's {name} makes no sense")
-            }
+            Self::Tree(error) => write!(f, "the device tree cannot be used: {error}"),
+            Self::TreeSize(bytes) => write!(f, "the device tree has {bytes} bytes"),
             Self::NoKernel => f.write_str("there is no module to boot"),
             Self::NotElf([a, b, c, d]) => write!(
                 f,

@@ -5,14 +5,15 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod arch;
+pub mod device_tree;
 pub mod end;
 pub mod error;
 #[cfg(test)]
 mod fixtures;
+pub mod gates;
 pub mod hand_over;
 pub mod kernel;
 pub mod log;
-pub mod machine;
 pub mod modules;
 pub mod ram;
 pub mod start_info;

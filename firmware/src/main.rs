@@ -2,22 +2,22 @@
 //! would have entered it without a firmware. `docs/firmware.md` tells how.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-use exit_abi::milestone;
+use exit_abi::milestone::{KERNEL_LOADED, LONG_MODE};
 use firmware::arch::memory::{self, Identity};
 use firmware::arch::{jump, paging, traps};
 use firmware::error::Error;
 use firmware::kernel::Kernel;
-use firmware::machine::Machine;
 use firmware::modules::{self, Modules};
 use firmware::ram::Ram;
 use firmware::start_info::{self, StartInfo};
 use firmware::taken::Taken;
-use firmware::{end, hand_over, log};
+use firmware::{device_tree, end, gates, hand_over, log};
+use guest_kernel::milestone;
 
 guest_kernel::publish_cpuid_gate!();
 
 /// The boot, step by step. It returns only if it fails.
-fn boot(machine: &mut Machine, start_info: u32) -> Result<core::convert::Infallible, Error> {
+fn boot(start_info: u32) -> Result<core::convert::Infallible, Error> {
     let info = StartInfo::read(&Identity, start_info.into())?;
     let map = info.memory_map(&Identity)?;
     let ram = Ram::new(map)?;
@@ -25,9 +25,10 @@ fn boot(machine: &mut Machine, start_info: u32) -> Result<core::convert::Infalli
     let list = info.module_list(&Identity)?;
     let modules = Modules::read(&Identity, list, &ram)?;
     let cmdline = info.cmdline(&Identity)?;
-    if let Some(tree) = modules.device_tree() {
-        *machine = Machine::from_tree(modules::bytes(&Identity, tree)?)?;
-    }
+    let leaves = match modules.device_tree() {
+        Some(tree) => device_tree::take_into_use(modules::bytes(&Identity, tree)?)?,
+        None => None,
+    };
     let kernel_index = modules.kernel()?;
     let file = modules.all().get(kernel_index).ok_or(Error::NoKernel)?;
     let file = modules::bytes(&Identity, file)?;
@@ -35,11 +36,11 @@ fn boot(machine: &mut Machine, start_info: u32) -> Result<core::convert::Infalli
     let taken = Taken::boot_information(memory::image(), &info, &modules, sizes);
     let kernel = Kernel::check(file, &ram, &taken)?;
     kernel.load();
-    machine.milestone(milestone::KERNEL_LOADED);
+    milestone::reached(KERNEL_LOADED);
     if start_info::has_word(cmdline, "firmware-log") {
-        log::print(machine);
+        log::print(leaves);
     }
-    machine.move_gates(&kernel.gates)?;
+    gates::hand_over(&kernel.gates)?;
     let start_info = hand_over::room()?.build(info.raw, list, &modules, kernel_index);
     // SAFETY: `load` has put the kernel where its entry is; the start info is a static of the
     // firmware's, in memory that no segment overlaps; nothing else of it is needed any more.
@@ -49,11 +50,10 @@ fn boot(machine: &mut Machine, start_info: u32) -> Result<core::convert::Infalli
 /// Called by the assembler entry, once, in long mode.
 #[cfg_attr(target_os = "none", unsafe(no_mangle))]
 extern "sysv64" fn firmware_main(start_info: u32) -> ! {
-    let mut machine = Machine::default();
-    machine.milestone(milestone::LONG_MODE);
+    milestone::reached(LONG_MODE);
     traps::install();
-    match boot(&mut machine, start_info) {
-        Err(error) => end::failed(&machine, &error),
+    match boot(start_info) {
+        Err(error) => end::failed(&error),
         Ok(never) => match never {},
     }
 }

@@ -28,6 +28,11 @@ pub enum Crash {
     Stack,
 }
 
+/// Most CPUs that `cpus=` tells of.
+pub const CPUS_MAX: u64 = 254;
+/// Most resets that `reboot=` asks for.
+pub const REBOOTS_MAX: u64 = 1000;
+
 /// Most queries that `queries=` repeats.
 pub const QUERIES_MAX: u32 = 32;
 
@@ -48,6 +53,14 @@ pub struct Options {
     pub exit: u32,
     /// `crash=`
     pub crash: Option<Crash>,
+    /// `devices`
+    pub devices: bool,
+    /// `cpus=`: instead of those that the device tree names; 0 where it is not given.
+    pub cpus: u32,
+    /// `reboot=`
+    pub reboot: u32,
+    /// `poweroff`
+    pub power_off: bool,
 }
 
 /// A word whose value makes no sense, and what would.
@@ -123,6 +136,19 @@ pub fn parse(cmdline: &str) -> Result<Options, Error<'_>> {
                 options.exit = number(value_or_empty, exit_abi::status::GUEST_MAX.into())
                     .ok_or(wrong("an exit status up to 63"))? as u32;
             }
+            "devices" if value.is_none() => options.devices = true,
+            "poweroff" if value.is_none() => options.power_off = true,
+            "cpus" => {
+                options.cpus = number(value_or_empty, CPUS_MAX)
+                    .filter(|&n| n > 0)
+                    .ok_or(wrong("a number of CPUs from 1 to 254"))?
+                    as u32;
+            }
+            "reboot" => {
+                options.reboot = number(value_or_empty, REBOOTS_MAX)
+                    .ok_or(wrong("a number of resets up to 1000"))?
+                    as u32;
+            }
             "crash" => {
                 options.crash = Some(match value_or_empty {
                     "panic" => Crash::Panic,
@@ -147,8 +173,8 @@ fn workloads<'a>(list: &'a str, into: &mut Workloads) -> Result<(), Error<'a>> {
         let (name, count) = part
             .split_once(':')
             .ok_or(wrong("a workload and its count, as pio:500"))?;
-        let kind = workload::Kind::named(name)
-            .ok_or(wrong("one of the workloads cpuid, pio, mmio and hlt"))?;
+        let kind =
+            workload::Kind::named(name).ok_or(wrong("a workload, as pio, cpuid or touch"))?;
         let count = number(count, workload::COUNT_MAX)
             .filter(|&n| n > 0)
             .ok_or(wrong("a count from 1 to 10000000"))?;
@@ -176,7 +202,7 @@ mod tests {
     fn all_words() {
         let options = parse(
             "log=each queries=5 workload=cpuid:1000,pio:500 workload=mmio:10000000,hlt:1 \
-             hypercall gate=port exit=63 crash=stack",
+             hypercall gate=port exit=63 crash=stack devices cpus=254 reboot=3 poweroff",
         )
         .unwrap();
         let items: Vec<_> = options
@@ -198,6 +224,8 @@ mod tests {
             (LogMode::Each, 5, 63, Some(Crash::Stack))
         );
         assert!(options.hypercall && options.gate_by_port);
+        assert!(options.devices && options.power_off);
+        assert_eq!((options.cpus, options.reboot), (254, 3));
     }
 
     #[test]
@@ -212,6 +240,10 @@ mod tests {
             ("exit=18446744073709551616", "exit=18446744073709551616"),
             ("gate=both", "gate=both"),
             ("crash=now", "crash=now"),
+            ("cpus=0", "cpus=0"),
+            ("cpus=255", "cpus=255"),
+            ("reboot=", "reboot="),
+            ("reboot=1001", "reboot=1001"),
             ("workload=", ""),
             ("workload=pio", "pio"),
             ("workload=pio:1,popcnt:2", "popcnt:2"),

@@ -3,15 +3,16 @@
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use exit_abi::{port as ports, status};
+use exit_abi::status;
 
 use crate::arch::traps::Frame;
 use crate::arch::{cpu, port};
+use crate::ports;
 use crate::serial::println;
 
 /// Ends the VM with this status (0–63).
 pub fn exit(status: u32) -> ! {
-    port::out32(ports::EXIT, status);
+    port::out32(ports::EXIT.get(), status);
     // Only a machine without the exit port comes here.
     cpu::stop()
 }

@@ -49,9 +49,14 @@ impl Line {
 
     /// Appends a number as eight hexadecimal digits.
     pub fn hex32(&mut self, number: u32) -> &mut Self {
-        let mut digits = [0; 8];
+        self.hex16((number >> 16) as u16).hex16(number as u16)
+    }
+
+    /// Appends a number as four hexadecimal digits.
+    pub fn hex16(&mut self, number: u16) -> &mut Self {
+        let mut digits = [0; 4];
         for (i, digit) in digits.iter_mut().enumerate() {
-            let nibble = (number >> (28 - 4 * i) & 0xF) as u8;
+            let nibble = (number >> (12 - 4 * i) & 0xF) as u8;
             *digit = if nibble < 10 {
                 b'0' + nibble
             } else {

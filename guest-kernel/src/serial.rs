@@ -7,10 +7,11 @@ use core::fmt;
 
 use crate::arch::port;
 use crate::line::Line;
+use crate::ports;
 
 /// Sends bytes as they are.
 pub fn send(bytes: &[u8]) {
-    port::out_bytes(exit_abi::port::COM1, bytes);
+    port::out_bytes(ports::COM1.get(), bytes);
 }
 
 /// Sends a line that was built before.

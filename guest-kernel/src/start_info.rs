@@ -1,7 +1,9 @@
-//! What PVH tells a kernel: the memory map and the command line (Xen's docs/misc/pvh and
+//! What PVH tells a kernel: the memory map, the modules and the command line (Xen's docs/misc/pvh and
 //! `xen/include/public/arch-x86/hvm/start_info.h`), read with every field checked.
 
 use core::fmt;
+
+use exit_abi::devicetree;
 
 use crate::arch::physical::Physical;
 
@@ -11,6 +13,8 @@ const VERSION: u32 = 1;
 /// Fields of `hvm_start_info`, by offset.
 mod field {
     pub(super) const VERSION: u64 = 4;
+    pub(super) const MODULES: u64 = 12;
+    pub(super) const MODULE_LIST: u64 = 16;
     pub(super) const CMDLINE: u64 = 24;
     pub(super) const MEMORY_MAP: u64 = 40;
     pub(super) const MEMORY_MAP_ENTRIES: u64 = 48;
@@ -19,6 +23,11 @@ mod field {
 const ENTRY: u64 = 24;
 const RAM: u32 = 1;
 
+/// Bytes of `hvm_modlist_entry`.
+const MODULE: u64 = 32;
+
+/// Most modules that are read.
+pub const MODULES_MAX: u32 = 16;
 /// Most entries of a memory map that are read.
 pub const ENTRIES_MAX: u32 = 128;
 /// Longest command line, in bytes.
@@ -35,8 +44,12 @@ pub enum Error {
     OutOfBounds(&'static str, u64),
     /// The memory map has more entries than we read.
     TooManyEntries(u32),
+    /// There are more modules than we read.
+    TooManyModules(u32),
     /// An entry of the memory map ends beyond the address space.
     EntryWraps(u64),
+    /// A module ends beyond the address space.
+    ModuleWraps(u64),
     /// The memory map has no RAM.
     NoRam,
     /// The command line does not end.
@@ -60,6 +73,12 @@ impl fmt::Display for Error {
                     "the memory map's entry at {start:#x} ends beyond the address space"
                 )
             }
+            Self::TooManyModules(n) => {
+                write!(f, "there are {n} modules, more than {MODULES_MAX}")
+            }
+            Self::ModuleWraps(start) => {
+                write!(f, "the module at {start:#x} ends beyond the address space")
+            }
             Self::NoRam => write!(f, "the memory map has no RAM"),
             Self::CmdlineTooLong => {
                 write!(f, "the command line is longer than {CMDLINE_MAX} bytes")
@@ -75,6 +94,19 @@ pub struct StartInfo<'m, M> {
     cmdline: u64,
     map: u64,
     entries: u32,
+    module_list: u64,
+    modules: u32,
+}
+
+/// A module that the VMM or the firmware has placed in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// First byte.
+    pub start: u64,
+    /// Size.
+    pub length: u64,
+    /// Whether it is the device tree ([`exit_abi::devicetree::MODULE`]).
+    pub is_tree: bool,
 }
 
 fn bytes<const N: usize>(
@@ -90,6 +122,13 @@ fn bytes<const N: usize>(
             .ok_or(Error::OutOfBounds(what, address))?;
     }
     Ok(bytes)
+}
+
+/// Eight bytes of a table's entry.
+fn wide_at(entry: &[u8], at: usize) -> u64 {
+    let mut wide = [0; 8];
+    wide.copy_from_slice(&entry[at..at + 8]);
+    u64::from_le_bytes(wide)
 }
 
 impl<'m, M: Physical> StartInfo<'m, M> {
@@ -109,6 +148,11 @@ impl<'m, M: Physical> StartInfo<'m, M> {
         if entries > ENTRIES_MAX {
             return Err(Error::TooManyEntries(entries));
         }
+        let modules = u32::from_le_bytes(word(field::MODULES)?);
+        if modules > MODULES_MAX {
+            return Err(Error::TooManyModules(modules));
+        }
+        let module_list = u64::from_le_bytes(wide(field::MODULE_LIST)?);
         let cmdline = u64::from_le_bytes(wide(field::CMDLINE)?);
         let map = u64::from_le_bytes(wide(field::MEMORY_MAP)?);
         Ok(Self {
@@ -116,7 +160,35 @@ impl<'m, M: Physical> StartInfo<'m, M> {
             cmdline,
             map,
             entries,
+            module_list,
+            modules,
         })
+    }
+
+    /// Hands every module to `take`.
+    pub fn modules(&self, mut take: impl FnMut(Module)) -> Result<(), Error> {
+        for i in 0..u64::from(self.modules) {
+            let entry = self.module_list.saturating_add(i * MODULE);
+            let entry: [u8; MODULE as usize] = bytes(self.memory, entry, "the module list")?;
+            let (start, length) = (wide_at(&entry, 0), wide_at(&entry, 8));
+            if start.checked_add(length).is_none() {
+                return Err(Error::ModuleWraps(start));
+            }
+            let is_tree = self.names_the_tree(wide_at(&entry, 16));
+            take(Module {
+                start,
+                length,
+                is_tree,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether a module's command line is the device tree's.
+    fn names_the_tree(&self, cmdline: u64) -> bool {
+        let mut name = devicetree::MODULE.bytes().chain([0]).zip(0..);
+        let at = |offset| cmdline.checked_add(offset);
+        cmdline != 0 && name.all(|(byte, i)| at(i).and_then(|a| self.memory.byte(a)) == Some(byte))
     }
 
     /// Hands every range of RAM (start, length) to `take`; answers how many bytes there are.
@@ -128,12 +200,8 @@ impl<'m, M: Physical> StartInfo<'m, M> {
                 .checked_add(i * ENTRY)
                 .ok_or(Error::OutOfBounds("the memory map", self.map))?;
             let entry: [u8; ENTRY as usize] = bytes(self.memory, entry, "the memory map")?;
-            let wide = |at: usize| {
-                let mut wide = [0; 8];
-                wide.copy_from_slice(&entry[at..at + 8]);
-                u64::from_le_bytes(wide)
-            };
-            let (start, length, kind) = (wide(0), wide(8), wide(16) as u32);
+            let (start, length) = (wide_at(&entry, 0), wide_at(&entry, 8));
+            let kind = wide_at(&entry, 16) as u32;
             if start.checked_add(length).is_none() {
                 return Err(Error::EntryWraps(start));
             }
@@ -252,6 +320,64 @@ mod tests {
             read(&Double(bad.0[..40].to_vec()), 0x1000),
             Error::OutOfBounds("start info", 0x1030)
         );
+    }
+
+    /// Memory with modules listed at 0x1400, whose names are at 0x1600 and after.
+    fn with_modules(list: &[(u64, u64, &str)]) -> Double {
+        let mut memory = memory(&[(0, 4096, 1)], b"\0");
+        let bytes = &mut memory.0;
+        bytes[12..16].copy_from_slice(&(list.len() as u32).to_le_bytes());
+        bytes[16..24].copy_from_slice(&0x1400_u64.to_le_bytes());
+        for (i, (start, length, name)) in list.iter().take(16).enumerate() {
+            let (at, text) = (0x400 + i * 32, 0x600 + i * 16);
+            bytes[at..at + 8].copy_from_slice(&start.to_le_bytes());
+            bytes[at + 8..at + 16].copy_from_slice(&length.to_le_bytes());
+            let address = 0x1000 + text as u64;
+            bytes[at + 16..at + 24].copy_from_slice(&address.to_le_bytes());
+            bytes[text..text + name.len()].copy_from_slice(name.as_bytes());
+        }
+        memory
+    }
+
+    fn modules(memory: &Double) -> Result<Vec<Module>, Error> {
+        let mut all = Vec::new();
+        StartInfo::read(memory, 0x1000)?.modules(|m| all.push(m))?;
+        Ok(all)
+    }
+
+    #[test]
+    fn the_modules() {
+        let memory = with_modules(&[(7, 8, "initrd"), (9, 10, "dtb"), (1, 2, "dtb2")]);
+        let module = |start, length, is_tree| Module {
+            start,
+            length,
+            is_tree,
+        };
+        assert_eq!(
+            modules(&memory),
+            Ok(vec![
+                module(7, 8, false),
+                module(9, 10, true),
+                module(1, 2, false)
+            ])
+        );
+    }
+
+    #[test]
+    fn bad_modules() {
+        let many = with_modules(&[(0, 0, ""); 17]);
+        assert_eq!(modules(&many), Err(Error::TooManyModules(17)));
+        let wraps = with_modules(&[(u64::MAX, 1, "dtb")]);
+        assert_eq!(modules(&wraps), Err(Error::ModuleWraps(u64::MAX)));
+        let mut far = with_modules(&[(1, 1, "dtb")]);
+        far.0[16..24].copy_from_slice(&[0xFF; 8]);
+        assert_eq!(
+            modules(&far),
+            Err(Error::OutOfBounds("the module list", u64::MAX))
+        );
+        let mut nameless = with_modules(&[(1, 1, "dtb")]);
+        nameless.0[0x410..0x418].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(modules(&nameless).is_ok_and(|m| !m[0].is_tree));
     }
 
     #[test]

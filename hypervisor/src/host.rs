@@ -7,12 +7,15 @@ use crate::profile::{Host, KvmKind};
 
 /// Which KVM this is, by the modules that are there.
 pub fn kvm_kind() -> KvmKind {
-    kvm_kind_at(Path::new("/sys/module"))
+    let cpuinfo = || fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    kvm_kind_at(Path::new("/sys/module"), cpuinfo)
 }
 
-fn kvm_kind_at(modules: &Path) -> KvmKind {
+fn kvm_kind_at(modules: &Path, cpuinfo: impl FnOnce() -> String) -> KvmKind {
     let has = |name: &str| modules.join(name).is_dir();
-    if has("kvm_intel") {
+    // Built into the kernel both are there; the CPU tells which of them works.
+    let both = has("kvm_intel") && has("kvm_amd");
+    if has("kvm_intel") && !(both && is_amd(&cpuinfo())) {
         KvmKind::Intel
     } else if has("kvm_amd") {
         KvmKind::Amd
@@ -21,6 +24,16 @@ fn kvm_kind_at(modules: &Path) -> KvmKind {
     } else {
         KvmKind::Unknown
     }
+}
+
+/// Whether `/proc/cpuinfo` tells of a CPU with SVM's kind of virtualization.
+fn is_amd(cpuinfo: &str) -> bool {
+    let vendor = cpuinfo.lines().find(|l| l.starts_with("vendor_id"));
+    vendor.is_some_and(|l| {
+        ["AuthenticAMD", "HygonGenuine"]
+            .iter()
+            .any(|v| l.ends_with(v))
+    })
 }
 
 /// Nested or shadow paging, by the module's parameter.
@@ -67,13 +80,18 @@ mod tests {
     #[test]
     fn modules_tell_the_kvm() {
         let modules = tempfile::tempdir().unwrap();
-        assert_eq!(kvm_kind_at(modules.path()), KvmKind::Unknown);
+        let kind = |cpuinfo: &str| kvm_kind_at(modules.path(), || cpuinfo.to_owned());
+        assert_eq!(kind(""), KvmKind::Unknown);
         let parameters = modules.path().join("kvm_amd/parameters");
         fs::create_dir_all(&parameters).unwrap();
         fs::write(parameters.join("npt"), "N\n").unwrap();
-        assert_eq!(kvm_kind_at(modules.path()), KvmKind::Amd);
+        assert_eq!(kind(""), KvmKind::Amd);
         assert_eq!(paging_at(modules.path(), KvmKind::Amd), "shadow");
         assert_eq!(paging_at(modules.path(), KvmKind::Intel), "unknown");
+        fs::create_dir(modules.path().join("kvm_intel")).unwrap();
+        assert_eq!(kind("vendor_id\t: AuthenticAMD\n"), KvmKind::Amd);
+        assert_eq!(kind("vendor_id\t: GenuineIntel\n"), KvmKind::Intel);
+        assert_eq!(kind(""), KvmKind::Intel);
     }
 
     #[test]

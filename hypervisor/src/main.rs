@@ -93,6 +93,19 @@ fn run_guest(
 ) -> Result<u8, Error> {
     if let Some((_, path)) = &output {
         save::check(path)?;
+        let inputs = [
+            Some(&config.kernel),
+            config.firmware.as_ref(),
+            config.initrd.as_ref(),
+        ];
+        if inputs
+            .into_iter()
+            .flatten()
+            .any(|input| is_same_file(input, path))
+        {
+            let what = format!("--output {} would overwrite what is booted", path.display());
+            return Err(Error::Usage(what));
+        }
     }
     let profile = run::run(config)?;
     // Saved before anything is said: whoever reads standard error may let us wait.
@@ -112,6 +125,19 @@ fn run_guest(
         say(&report::summary::render(&profile));
     }
     Ok(profile.end.status)
+}
+
+/// Whether two paths lead to one regular file.
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let file = |path| {
+        std::fs::metadata(path)
+            .ok()
+            .filter(std::fs::Metadata::is_file)
+    };
+    let same =
+        |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    file(a).zip(file(b)).is_some_and(|(a, b)| same(a, b))
 }
 
 fn render(profile: &Profile, format: Format) -> String {

@@ -1,6 +1,6 @@
 //! Running a VM to its end: the event loop around the vCPU threads, and the profile after them.
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -98,8 +98,10 @@ impl Watch {
         if self.terminal {
             match RawMode::enter() {
                 Ok(raw) => {
-                    eprintln!("exitvisor: the guest has the terminal; Ctrl-] ends the run");
                     self.raw = raw;
+                    let what = "exitvisor: the guest has the terminal; Ctrl-] ends the run";
+                    // Whoever does not want to know is no reason to end.
+                    let _ = writeln!(io::stderr(), "{what}");
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the terminal cannot be given to the guest");
@@ -321,6 +323,9 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
     if let Ok(mut watch) = watch.lock() {
         // Restores the terminal.
         watch.raw = None;
+        // Signals that came before the run was over have had their effect: they must not end us
+        // before the profile is saved (a service manager sends SIGTERM and SIGHUP together).
+        while let Ok(Some(_)) = watch.signals.read_signal() {}
     }
     drop(blocked);
 

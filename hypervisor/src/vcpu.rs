@@ -4,6 +4,7 @@
 //! the loop books it, obeys it and goes on. It allocates nothing, locks nothing (a device locks
 //! itself when it is accessed) and logs nothing (but queries, when asked to).
 
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -20,6 +21,7 @@ use kvm_bindings::{
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::devices::console::Console;
 use crate::devices::control::{Cause, Control};
 use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
@@ -34,6 +36,8 @@ use crate::memory::Memory;
 const TF: u64 = 1 << 8;
 const IF: u64 = 1 << 9;
 const RF: u64 = 1 << 16;
+/// Long mode is active (SDM vol. 3A, 2.2.1).
+const EFER_LMA: u64 = 1 << 10;
 /// Bits of DR6 (SDM vol. 3B, 19.2.3).
 const DR6_BS: u64 = 1 << 14;
 const DR6_CAUSES: u64 = 0xF | 1 << 13 | DR6_BS | 1 << 15;
@@ -69,8 +73,8 @@ pub struct Shared {
     pub step_flags: u32,
     /// KVM copies the general registers to and from kvm_run (KVM_CAP_SYNC_REGS).
     pub sync_regs: bool,
-    /// Print a line per query.
-    pub log_queries: bool,
+    /// Where a line per query goes, if one is asked for.
+    pub query_log: Option<Mutex<Console>>,
     /// When the VM started; set once, by the first to run.
     pub started: OnceLock<(u64, Instant)>,
     /// The vCPU threads, so that one can kick another.
@@ -110,9 +114,14 @@ pub fn kick_signal() -> i32 {
 
 extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// Lets [`kick_signal`] interrupt system calls instead of ending the process.
-pub fn catch_kicks() -> Result<(), vmm_sys_util::errno::Error> {
-    vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)
+/// Lets [`kick_signal`] interrupt system calls of this thread and of those it starts, instead of
+/// ending the process.
+pub fn catch_kicks() -> io::Result<()> {
+    vmm_sys_util::signal::register_signal_handler(kick_signal(), on_kick)?;
+    // Whoever started us may have blocked it, and a mask outlives exec: a vCPU that cannot be
+    // kicked cannot be stopped.
+    vmm_sys_util::signal::unblock_signal(kick_signal())
+        .map_err(|error| io::Error::other(error.to_string()))
 }
 
 /// The time-stamp counter, read after everything before it has been executed (SDM vol. 2B, RDTSC:
@@ -214,7 +223,7 @@ impl Vcpu {
     }
 
     /// Runs it on a thread of its own until the run ends.
-    pub fn spawn(mut self) -> std::io::Result<JoinHandle<Option<Standing>>> {
+    pub fn spawn(mut self) -> io::Result<JoinHandle<Option<Standing>>> {
         thread::Builder::new()
             .name(format!("vcpu{}", self.index))
             .spawn(move || {
@@ -372,7 +381,7 @@ impl Vcpu {
                 Action::Finish(Cause::Kvm(what))
             }
             KVM_EXIT_INTERNAL_ERROR => Action::Finish(Cause::Kvm(self.internal_error())),
-            _ if failed => {
+            _ if failed || kvm::would_repeat(number) => {
                 let what = format!("KVM left the guest by {} ({number})", kvm::name(number));
                 Action::Finish(Cause::Kvm(what))
             }
@@ -578,9 +587,18 @@ impl Vcpu {
 
     /// A debug exit: a step that is done, one of our gates, or the guest's own business.
     fn debug(&mut self, arch: &kvm_debug_exit_arch) -> Result<(), kvm_ioctls::Error> {
-        let stepped = self.step.take().is_some();
+        let step = self.step.take();
+        let stepped = step.is_some();
         if stepped {
             self.set_debug(&self.slots)?;
+        }
+        if step.is_some_and(|s| s.guest_steps) && arch.dr6 & DR6_BS != 0 {
+            // One trap for two who stepped, and KVM has taken TF for ours: it is the guest's.
+            let mut regs = self.fd.get_regs()?;
+            regs.rflags |= TF;
+            self.fd.set_regs(&regs)?;
+            self.shared.gates.count_foreign();
+            return self.inject_debug(DR6_BS);
         }
         if let Some((slot, gate)) = gate::slot_hit(&self.slots, arch.dr6, arch.pc) {
             return self.at_gate(slot, gate);
@@ -613,8 +631,9 @@ impl Vcpu {
                     }
                 }
                 GateKind::Hypercall => {
-                    let cpl = self.fd.get_sregs()?.ss.dpl;
-                    regs.rax = gate::hypercall_answer(regs.rax, cpl);
+                    let sregs = self.fd.get_sregs()?;
+                    let in_64_bit_mode = sregs.efer & EFER_LMA != 0 && sregs.cs.l != 0;
+                    regs.rax = gate::hypercall_answer(regs.rax, sregs.ss.dpl, in_64_bit_mode);
                     self.shared.gates.count_hypercall();
                     return self.complete(regs, gate.kind.length());
                 }
@@ -634,10 +653,11 @@ impl Vcpu {
             edition,
         };
         let answer = oracle.answer(question, ecx, &mut self.scratch);
-        if self.shared.log_queries
+        if let Some(log) = &self.shared.query_log
             && let Some(line) = gate::log_line(question, ecx, answer)
         {
-            eprintln!("{line}");
+            // Cannot fail: a console takes everything, and drops what nobody reads.
+            let _ = writeln!(log.lock().unwrap_or_else(|e| e.into_inner()), "{line}");
         }
         answer
     }
@@ -703,7 +723,11 @@ impl Vcpu {
         } else {
             self.shared.step_flags
         };
-        self.step = Some(Step { slot, flags });
+        self.step = Some(Step {
+            slot,
+            flags,
+            guest_steps: regs.rflags & TF != 0,
+        });
         self.set_debug(&self.slots)
     }
 

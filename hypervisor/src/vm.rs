@@ -331,6 +331,14 @@ pub fn build(config: &Config) -> Result<Vm, Error> {
     let out = console_file(config.console).map_err(host_error("duplicate the console"))?;
     let listening = Arc::new(AtomicBool::new(false));
     let com1 = Com1::new(line, Console::new(out, control.clone()), listening.clone());
+    let query_log = match config.log_queries {
+        true => {
+            let out = console_file(ConsoleTarget::Stderr)
+                .map_err(host_error("duplicate standard error"))?;
+            Some(Mutex::new(Console::new(out, control.clone())))
+        }
+        false => None,
+    };
 
     let boot = load(config, &memory, image)?;
 
@@ -376,7 +384,7 @@ pub fn build(config: &Config) -> Result<Vm, Error> {
         ignores_rf: AtomicBool::new(kind == KvmKind::Software),
         step_flags: can_block & KVM_GUESTDBG_BLOCKIRQ,
         sync_regs: kvm.check_extension_int(Cap::SyncRegs) as u32 & KVM_SYNC_X86_REGS != 0,
-        log_queries: config.log_queries,
+        query_log,
         started: OnceLock::new(),
         threads: Mutex::new(vec![None; fds.len()]),
     });

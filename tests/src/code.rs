@@ -1,6 +1,6 @@
 //! Guests by hand: a few instructions of 32-bit code, entered by PVH with interrupts off.
 
-use crate::elf::Elf;
+use crate::elf::{BASE, Elf};
 
 /// `mov dx, 0x3F8; mov al, '!'; out dx, al; mov al, '\n'; out dx, al`: shows that it runs.
 const HELLO: [u8; 10] = [0x66, 0xBA, 0xF8, 0x03, 0xB0, b'!', 0xEE, 0xB0, b'\n', 0xEE];
@@ -60,6 +60,19 @@ pub fn triple_fault() -> Elf {
 /// Never ends, and never stops printing empty lines.
 pub fn flooding() -> Elf {
     Elf::of_code(&[&HELLO[..], &FLOOD].concat())
+}
+
+/// Asks for its exits at a gate for ever, and prints nothing.
+pub fn asking() -> Elf {
+    // mov eax, 0x4FFFFFFF; cpuid; jmp to the start
+    let code = [0xB8, 0xFF, 0xFF, 0xFF, 0x4F, 0x0F, 0xA2, 0xEB, 0xF7];
+    Elf::of_code(&code).gates(&[BASE + 5])
+}
+
+/// Asks for its exits at a gate once, and ends with status 0.
+pub fn asking_once() -> Elf {
+    let code = [0xB8, 0xFF, 0xFF, 0xFF, 0x4F, 0x0F, 0xA2];
+    Elf::of_code(&[&code[..], &EXIT].concat()).gates(&[BASE + 5])
 }
 
 /// Asks for input, never takes any, and never stops printing empty lines.

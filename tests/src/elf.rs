@@ -14,6 +14,8 @@ pub const CLASS: usize = 4;
 pub const MACHINE: usize = 18;
 /// Offset of `e_phoff`, eight bytes.
 pub const PHOFF: usize = 32;
+/// Offset of `e_shoff`, eight bytes.
+pub const SHOFF: usize = 40;
 /// Offset of `e_phentsize`, two bytes.
 pub const PHENTSIZE: usize = 54;
 /// Offset of `e_phnum`, two bytes.

@@ -4,10 +4,12 @@
 
 use std::io::{PipeReader, Read};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use black_box::code::{
-    GREETING, flooding, halted, hello, spinning, spinning_silently, triple_fault,
+    GREETING, asking, asking_once, flooding, halted, hello, spinning, spinning_silently,
+    triple_fault,
 };
 use black_box::elf::Elf;
 use black_box::{Live, Run, arg, command, kvm, needs_kvm, start};
@@ -15,7 +17,7 @@ use exitvisor::profile::{EndKind, KvmKind};
 use exitvisor::status::{HUNG_UP, INTERRUPTED, KVM_ERROR, TERMINATED, TIMEOUT, TRIPLE_FAULT};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use tempfile::{TempDir, tempdir};
 
 /// A run that was ended ends within this time, on a busy machine too.
@@ -107,6 +109,27 @@ fn impatient_signals_change_nothing() {
 }
 
 #[test]
+fn signals_that_come_together_do_not_cost_the_profile() {
+    needs_kvm!("signals_that_come_together_do_not_cost_the_profile");
+    let guest = Guest::new("profile", &spinning(), &JSON);
+    let mut live = guest.start();
+    live.wait_for(GREETING);
+    // Stopped, so that all of them are there before it looks.
+    for signal in [
+        Signal::SIGSTOP,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGCONT,
+    ] {
+        live.signal(signal);
+    }
+    let run = live.finish();
+    assert!([129, 130, 143].contains(&run.status), "{run:#?}");
+    cut_short(&run, EndKind::Interrupted, "interrupted by");
+}
+
+#[test]
 fn a_signal_that_ends_nothing_is_ignored() {
     needs_kvm!("a_signal_that_ends_nothing_is_ignored");
     let guest = Guest::new("run", &spinning(), &["--timeout", "500ms"]);
@@ -149,6 +172,20 @@ fn time_limits_name_what_the_guest_did() {
         cut_short(&run, EndKind::Timeout, &detail);
         run.expect_stderr(&[&format!("exitvisor: cut short: {detail}\n")]);
     }
+}
+
+/// A signal mask outlives exec: some shells and services start us with all signals blocked.
+#[test]
+fn a_run_that_was_started_with_signals_blocked_ends_too() {
+    needs_kvm!("a_run_that_was_started_with_signals_blocked_ends_too");
+    let guest = Guest::new("run", &spinning(), &["--timeout", "300ms"]);
+    let mut command = command(&guest.args);
+    // SAFETY: it allocates nothing, and sigfillset and pthread_sigmask may be called between fork
+    // and exec (signal-safety(7)).
+    unsafe { command.pre_exec(|| Ok(SigSet::all().thread_block()?)) };
+    let run = Live::of(command.spawn().unwrap()).finish();
+    let run = run.expect_status(TIMEOUT);
+    assert!(run.took < AT_ONCE, "{run:#?}");
 }
 
 #[test]
@@ -254,6 +291,34 @@ fn a_profile_is_saved_even_if_nobody_reads_what_is_said() {
     live.wait_until("a profile", |_| saved.exists());
     let profile = exitvisor::profile::load::load(&saved).unwrap();
     assert_eq!(profile.end.kind, EndKind::Timeout);
+    drop(reader);
+    live.finish().expect_status(TIMEOUT);
+}
+
+/// A log of queries that cannot be written, or that nobody takes, is no reason to panic or to hang.
+#[test]
+fn a_query_log_that_nobody_reads_ends_nothing() {
+    needs_kvm!("a_query_log_that_nobody_reads_ends_nothing");
+    let guest = Guest::new("run", &asking_once(), &["--log-queries"]);
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let child = command(&guest.args).stderr(full().unwrap()).spawn();
+    Live::of(child.unwrap()).finish().expect_status(0);
+
+    let folder = tempdir().unwrap();
+    let saved = folder.path().join("profile.json");
+    let options = [&JSON[..], &["--timeout", "500ms", "--output", arg(&saved)]].concat();
+    let guest = Guest::new(
+        "run",
+        &asking(),
+        &[&options[..], &["--log-queries"]].concat(),
+    );
+    let (reader, writer) = std::io::pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let mut command = command(&guest.args);
+    let mut live = Live::of(command.stderr(writer).spawn().unwrap());
+    // The pipe's end that the command holds.
+    drop(command);
+    live.wait_until("a profile", |_| saved.exists());
     drop(reader);
     live.finish().expect_status(TIMEOUT);
 }

@@ -121,6 +121,12 @@ fn single_steps_of_the_guest_reach_it() {
 }
 
 #[test]
+fn single_steps_over_a_gate_reach_it_too() {
+    needs_kvm!("single_steps_over_a_gate_reach_it_too");
+    profile("debug", &["--cmdline", "4", "--timeout", "10s"]).expect_status(0);
+}
+
+#[test]
 fn icebp_reaches_the_guest() {
     match kvm() {
         None => skip("icebp_reaches_the_guest", "no usable /dev/kvm"),

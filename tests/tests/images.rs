@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use black_box::code::{hello, hello_firmware, silent};
-use black_box::elf::{BASE, CLASS, Elf, MACHINE, PHENTSIZE, PHNUM, PHOFF};
+use black_box::elf::{BASE, CLASS, Elf, MACHINE, PHENTSIZE, PHNUM, PHOFF, SHOFF};
 use black_box::{Run, arg, command, file, finish, guest, needs_kvm, run, skip, unprivileged};
 use exitvisor::status::INPUT;
 use nix::sys::stat::Mode;
@@ -119,6 +119,30 @@ fn truncated_anywhere() {
     for len in 1..whole.len() {
         refused_bytes(&whole[..len], if len < 4 { "ELF" } else { "truncated" });
     }
+}
+
+/// A file may be as large as anybody likes without taking room: what its header makes of that
+/// must not be believed.
+#[test]
+fn absurdly_large() {
+    let folder = tempdir().unwrap();
+    let sparse = |bytes: &[u8], size: u64| {
+        let path = file(folder.path(), "image.elf", bytes);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(size).unwrap();
+        path
+    };
+    refused(&sparse(&silent().bytes(), 1 << 40), "has 1048576 MiB");
+    // 0xFFFF program headers: the true number is `sh_info` of section header 0, here all ones.
+    let mut bytes = patched(PHNUM, &[0xFF, 0xFF]);
+    bytes[SHOFF..SHOFF + 8].copy_from_slice(&4096_u64.to_le_bytes());
+    bytes.resize(4096 + 64, 0xFF);
+    refused(&sparse(&bytes, 3 << 30), "damaged");
+    // 0 section headers: the true number is its `sh_size`.
+    let mut bytes = patched(SHOFF, &4096_u64.to_le_bytes());
+    bytes.resize(4096 + 64, 0);
+    bytes[4096 + 32..4096 + 40].copy_from_slice(&(40_u64 << 20).to_le_bytes());
+    refused(&sparse(&bytes, 3 << 30), "damaged");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use black_box::code::{GREETING, hello, silent, spinning};
 use black_box::elf::Elf;
 use black_box::{Live, Run, arg, command, file, finish, names, needs_kvm, run, skip, unprivileged};
 use exitvisor::profile::load;
-use exitvisor::status::{OUTPUT, TIMEOUT};
+use exitvisor::status::{OUTPUT, TIMEOUT, USAGE};
 use nix::sys::signal::Signal;
 use tempfile::{TempDir, tempdir};
 
@@ -98,6 +98,20 @@ fn nowhere() {
     refused_before_the_guest(folder.path(), "is a directory");
     refused_to_reports(folder.path(), "is a directory");
     assert_eq!(names(folder.path()), ["file"]);
+}
+
+#[test]
+fn over_an_image() {
+    let folder = tempdir().unwrap();
+    let image = silent().write(folder.path());
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&image, &link).unwrap();
+    for output in [&image, &link] {
+        let args = ["run", "--kernel", arg(&image), "--output", arg(output)];
+        let run = run(&args).expect_status(USAGE);
+        run.expect_one_line(&["--output", arg(output), "would overwrite what is booted"]);
+    }
+    assert_eq!(fs::read(&image).unwrap(), silent().bytes());
 }
 
 #[test]

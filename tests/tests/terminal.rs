@@ -39,12 +39,17 @@ fn terminal() -> (File, OwnedFd) {
 
 impl Session {
     fn start(elf: &Elf, options: &[&str]) -> Self {
+        Self::with(elf, options, |_| ())
+    }
+
+    fn with(elf: &Elf, options: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         let folder = tempdir().unwrap();
         let image = elf.write(folder.path());
         let args = [&["run", "--kernel", arg(&image)], options].concat();
         let mut command = command(&args);
         let (keys, terminal) = terminal();
         command.stdin(terminal.try_clone().unwrap());
+        change(&mut command);
         Self {
             keys,
             before: tcgetattr(terminal.as_fd()).unwrap(),
@@ -90,6 +95,17 @@ fn the_escape_key_ends_a_run() {
     session.press(&[ESCAPE_KEY]);
     let run = session.finish(INTERRUPTED);
     run.expect_stderr(&[GIVEN, "exitvisor: cut short: interrupted by Ctrl-]\n"]);
+}
+
+#[test]
+fn a_terminal_is_given_even_if_nobody_can_be_told() {
+    needs_kvm!("a_terminal_is_given_even_if_nobody_can_be_told");
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut session = Session::with(&listening(), &["--timeout", "500ms"], |command| {
+        command.stderr(full);
+    });
+    session.live.wait_for(GREETING);
+    session.finish(TIMEOUT);
 }
 
 #[test]

@@ -27,3 +27,108 @@ pub fn cr2() -> u64 {
     unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) }
     value
 }
+
+/// CR0's bit 18, AM: of no effect at ring 0, so that it can be toggled at will.
+pub const ALIGNMENT_MASK: u64 = 1 << 18;
+
+/// CR0.
+pub fn cr0() -> u64 {
+    let value;
+    // SAFETY: reading CR0 changes nothing.
+    unsafe { asm!("mov {}, cr0", out(reg) value, options(nomem, nostack, preserves_flags)) }
+    value
+}
+
+/// Writes CR0, of which only [`ALIGNMENT_MASK`] is changed: what is written besides is `base`'s.
+pub fn write_cr0(base: u64, alignment_mask: bool) {
+    // PE, ET, WP and PG as the entry has set them, whatever the caller says.
+    let fixed = 0x8001_0011;
+    let mask = if alignment_mask { ALIGNMENT_MASK } else { 0 };
+    let value = base & !ALIGNMENT_MASK | fixed | mask;
+    // SAFETY: protection and paging stay on; AM acts at ring 3 alone (SDM vol. 3A, 2.5).
+    unsafe { asm!("mov cr0, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
+}
+
+/// Writes zero to DR3, which DR7 does not enable.
+pub fn clear_dr3() {
+    // SAFETY: a breakpoint that is not enabled has no effect.
+    unsafe { asm!("mov dr3, {}", in(reg) 0_u64, options(nomem, nostack, preserves_flags)) }
+}
+
+/// Writes the caches back and empties them.
+pub fn wbinvd() {
+    // SAFETY: memory keeps what caches held.
+    unsafe { asm!("wbinvd", options(nostack, preserves_flags)) }
+}
+
+/// Forgets the translation of a page.
+pub fn forget_page(address: u64) {
+    // SAFETY: the next access walks the tables anew.
+    #[cfg(target_os = "none")]
+    unsafe {
+        asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags));
+    }
+    let _ = address;
+}
+
+/// The time-stamp counter.
+pub fn time_stamp() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reading the counter changes nothing; CR4.TSD is clear.
+    unsafe {
+        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes one byte of a page of RAM that nobody uses.
+pub fn touch(address: u64) {
+    // SAFETY: the page belongs to nobody but the caller (`memory::Division::take`).
+    #[cfg(target_os = "none")]
+    unsafe {
+        asm!("mov byte ptr [{}], 1", in(reg) address, options(nostack, preserves_flags));
+    }
+    let _ = address;
+}
+
+/// Lets interrupts in while `done` says no, without halting.
+pub fn spin_until(done: impl Fn() -> bool) {
+    // SAFETY: as for `wait_for_interrupt`.
+    #[cfg(target_os = "none")]
+    unsafe {
+        asm!("sti", options(nostack));
+    }
+    while !done() {
+        core::hint::spin_loop();
+    }
+    // SAFETY: CLI changes nothing but the interrupt flag.
+    #[cfg(target_os = "none")]
+    unsafe {
+        asm!("cli", options(nostack));
+    }
+}
+
+/// Whether this CPU's maker is AMD, or Hygon after it: their hypercall is VMMCALL.
+pub fn is_amd() -> bool {
+    let maker = super::gate::cpuid(0, 0).ebx.to_le_bytes();
+    matches!(&maker, b"Auth" | b"Hygo")
+}
+
+/// Whether the CPU says that it has XSAVE, and with it XSETBV.
+pub fn has_xsave() -> bool {
+    super::gate::cpuid(1, 0).ecx & 1 << 26 != 0
+}
+
+/// Sets CR4.OSXSAVE, without which XGETBV and XSETBV are undefined.
+pub fn enable_xsave() {
+    // SAFETY: on a CPU with XSAVE the bit is defined, and lets ring 0 do what it wants to.
+    unsafe {
+        asm!(
+            "mov {0}, cr4",
+            "or {0}, 1 << 18",
+            "mov cr4, {0}",
+            out(reg) _,
+            options(nomem, nostack)
+        );
+    }
+}

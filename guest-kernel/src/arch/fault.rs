@@ -87,6 +87,56 @@ pub fn read_msr(number: u32) -> Result<u64, Fault> {
     Fault::unpack(report, at).map_or(Ok(u64::from(high) << 32 | u64::from(low)), Err)
 }
 
+/// Writes a model-specific register with a value that was read from it.
+pub fn write_back_msr(number: u32, value: u64) -> Result<(), Fault> {
+    let (report, at): (u64, u64);
+    // SAFETY: a register that is not written by reads (the APIC's base) keeps its value.
+    unsafe {
+        site!("wrmsr", in("ecx") number, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            inout("r11") 0_u64 => report, out("r10") at, options(nostack, preserves_flags));
+    }
+    Fault::unpack(report, at).map_or(Ok(()), Err)
+}
+
+/// The hypercall instruction of this CPU's maker at a site that is no gate, with KVM's number 1
+/// (KVM_HC_VAPIC_POLL_IRQ), which does nothing.
+pub fn hypercall(amd: bool) -> Result<(), Fault> {
+    let (report, at): (u64, u64);
+    // SAFETY: the call has no arguments and no effect but its answer in RAX.
+    unsafe {
+        if amd {
+            site!("vmmcall", inout("rax") 1_u64 => _, inout("r11") 0_u64 => report,
+                out("r10") at, options(nostack));
+        } else {
+            site!("vmcall", inout("rax") 1_u64 => _, inout("r11") 0_u64 => report,
+                out("r10") at, options(nostack));
+        }
+    }
+    Fault::unpack(report, at).map_or(Ok(()), Err)
+}
+
+/// Reads extended control register 0.
+pub fn xgetbv() -> Result<u64, Fault> {
+    let (low, high, report, at): (u32, u32, u64, u64);
+    // SAFETY: reading changes nothing but EAX and EDX; where it faults they are not used.
+    unsafe {
+        site!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high,
+            inout("r11") 0_u64 => report, out("r10") at, options(nomem, nostack, preserves_flags));
+    }
+    Fault::unpack(report, at).map_or(Ok(u64::from(high) << 32 | u64::from(low)), Err)
+}
+
+/// Writes extended control register 0 with a value that was read from it.
+pub fn write_back_xcr0(value: u64) -> Result<(), Fault> {
+    let (report, at): (u64, u64);
+    // SAFETY: the register keeps its value.
+    unsafe {
+        site!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            inout("r11") 0_u64 => report, out("r10") at, options(nostack, preserves_flags));
+    }
+    Fault::unpack(report, at).map_or(Ok(()), Err)
+}
+
 /// Lands a fault that stands in the table; `false` for any other.
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 pub(super) fn recover(frame: &mut Frame, address: u64) -> bool {

@@ -1,7 +1,8 @@
 //! Segments and the task-state segment.
 //!
-//! The entry code loads this table and it stays: only the descriptor of the TSS, whose address
-//! the linker knows, is filled in at run time.
+//! The entry code loads the first CPU's table and it stays: only the descriptor of the TSS, whose
+//! address the linker knows, is filled in at run time. Each other CPU has a table of its own,
+//! because the TSS that a CPU has loaded is marked busy in it.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -36,13 +37,43 @@ const IST1: usize = 36 / 4;
 /// Bytes 102 and 103: where the I/O permission map would start, here behind the segment.
 const IO_MAP: usize = 100 / 4;
 
+/// Room for a stack.
 #[repr(C, align(16))]
-struct Stack(core::cell::UnsafeCell<[u8; EMERGENCY]>);
+pub struct Stack<const N: usize>(core::cell::UnsafeCell<[u8; N]>);
 
 // SAFETY: no Rust code ever touches the bytes; the CPU uses them as a stack.
-unsafe impl Sync for Stack {}
+unsafe impl<const N: usize> Sync for Stack<N> {}
 
-static EMERGENCY_STACK: Stack = Stack(core::cell::UnsafeCell::new([0; EMERGENCY]));
+impl<const N: usize> Stack<N> {
+    /// Where it begins: stacks grow downwards.
+    pub fn top(&self) -> u64 {
+        self.0.get() as u64 + N as u64
+    }
+}
+
+static EMERGENCY_STACK: Stack<EMERGENCY> = Stack(core::cell::UnsafeCell::new([0; EMERGENCY]));
+
+/// What a CPU other than the first needs of all this.
+#[repr(C, align(16))]
+pub struct Segments {
+    table: [AtomicU64; 5],
+    task_state: [AtomicU32; 26],
+    emergency: Stack<EMERGENCY>,
+}
+
+impl Segments {
+    /// Fills them in and loads them, on the CPU that shall have them.
+    pub fn load(&'static self) {
+        for (ours, first) in self.table.iter().zip(&KERNEL_GDT) {
+            ours.store(first.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        for word in &self.task_state {
+            word.store(0, Ordering::Relaxed);
+        }
+        load_table(&self.table);
+        load_task(&self.table, &self.task_state, self.emergency.top());
+    }
+}
 
 /// The two halves of the descriptor of an available 64-bit TSS.
 const fn task_descriptor(base: u64, limit: u32) -> [u64; 2] {
@@ -54,15 +85,41 @@ const fn task_descriptor(base: u64, limit: u32) -> [u64; 2] {
     [low, base >> 32]
 }
 
-/// Gives double faults a stack of their own.
+/// Gives the first CPU's double faults a stack of their own.
 pub fn load_task_state() {
-    let top = EMERGENCY_STACK.0.get() as u64 + EMERGENCY as u64;
-    TASK_STATE[IST1].store(top as u32, Ordering::Relaxed);
-    TASK_STATE[IST1 + 1].store((top >> 32) as u32, Ordering::Relaxed);
-    TASK_STATE[IO_MAP].store(104 << 16, Ordering::Relaxed);
-    let descriptor = task_descriptor(&raw const TASK_STATE as u64, 103);
-    KERNEL_GDT[3].store(descriptor[0], Ordering::Relaxed);
-    KERNEL_GDT[4].store(descriptor[1], Ordering::Relaxed);
+    load_task(&KERNEL_GDT, &TASK_STATE, EMERGENCY_STACK.top());
+}
+
+/// Loads a table whose segments are those in use.
+fn load_table(table: &'static [AtomicU64; 5]) {
+    #[cfg(target_os = "none")]
+    {
+        #[repr(C, packed)]
+        struct Pointer {
+            limit: u16,
+            base: u64,
+        }
+        let pointer = Pointer {
+            limit: LIMIT,
+            base: table.as_ptr() as u64,
+        };
+        // SAFETY: the table lives as long as the kernel, and its code and data segments are the
+        // ones that the segment registers have cached.
+        unsafe {
+            core::arch::asm!("lgdt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags));
+        }
+    }
+    let _ = table;
+}
+
+/// Points a table's TSS at its stack for double faults, and loads it.
+fn load_task(table: &'static [AtomicU64; 5], task_state: &'static [AtomicU32; 26], top: u64) {
+    task_state[IST1].store(top as u32, Ordering::Relaxed);
+    task_state[IST1 + 1].store((top >> 32) as u32, Ordering::Relaxed);
+    task_state[IO_MAP].store(104 << 16, Ordering::Relaxed);
+    let descriptor = task_descriptor(task_state.as_ptr() as u64, 103);
+    table[3].store(descriptor[0], Ordering::Relaxed);
+    table[4].store(descriptor[1], Ordering::Relaxed);
     #[cfg(target_os = "none")]
     // SAFETY: the selector names the descriptor just written, which describes a TSS that lives as
     // long as the kernel. LTR writes the descriptor's busy bit, in a table that is all atomics.

@@ -13,4 +13,5 @@ pub mod paging;
 pub mod physical;
 pub mod port;
 pub mod scratch;
+pub mod secondary;
 pub mod traps;

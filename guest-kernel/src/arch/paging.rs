@@ -1,10 +1,14 @@
 //! The kernel's own page tables: its image by 4 KiB pages with the rights of each section, the
-//! rest of RAM by 2 MiB pages, and the few pages of devices, uncached.
+//! rest of RAM by 2 MiB pages, and the few pages of devices, uncached. RAM above 1 GiB is mapped
+//! when it is first wanted.
 //!
 //! Nearly all of it is constants of the image, because every instruction counts on an interpreted
 //! CPU: left for run time are the links, the image's rights and how much RAM there is.
 
 use core::sync::atomic::{AtomicU64, Ordering};
+
+extern crate alloc;
+use alloc::alloc::{Layout, alloc_zeroed};
 
 use super::lapic;
 
@@ -20,16 +24,16 @@ const READ_ONLY: u64 = PRESENT | NO_EXECUTE;
 const DATA: u64 = PRESENT | WRITABLE | NO_EXECUTE;
 const CODE: u64 = PRESENT;
 
-/// RAM beyond this is left alone: the kernel needs no more.
+/// RAM beyond this is mapped when it is wanted.
 pub const MAPPED_MAX: u64 = 1 << 30;
+/// What one page-directory-pointer table reaches; RAM beyond is left alone.
+pub const REACH: u64 = 512 << 30;
 /// Bytes of a large page; the first is mapped by small ones.
 pub const LARGE_PAGE: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 /// Where a PC's low RAM ends, and where RAM goes on.
 const LOW_END: u64 = 0xA_0000;
 const HIGH_START: u64 = 0x10_0000;
-/// Where the first IOAPIC is.
-const IOAPIC: u64 = 0xFEC0_0000;
 
 #[repr(C, align(4096))]
 struct Table([AtomicU64; 512]);
@@ -51,6 +55,8 @@ impl Table {
     }
 }
 
+/// The root; the entry of the other CPUs refers to it by name.
+#[unsafe(export_name = "KERNEL_PML4")]
 static PML4: Table = Table::empty();
 static PDPT: Table = Table::empty();
 /// 0–1 GiB.
@@ -75,7 +81,7 @@ const fn first() -> Table {
 
 const fn devices() -> Table {
     let mut table = [const { AtomicU64::new(0) }; 512];
-    let addresses = [exit_abi::SCRATCH_PAGE, IOAPIC, lapic::BASE];
+    let addresses = [exit_abi::SCRATCH_PAGE, lapic::IO_APIC, lapic::BASE];
     let mut i = 0;
     while i < addresses.len() {
         let address = addresses[i] & !(LARGE_PAGE - 1);
@@ -97,6 +103,52 @@ pub fn map_ram(start: u64, length: u64) {
     for page in large_pages(start, length) {
         RAM.set(page as usize, (page * LARGE_PAGE) | DATA | LARGE);
     }
+}
+
+/// Maps the page of a device that a tree names, unless it is among those that are always mapped;
+/// `false` if our tables do not reach it (they do from 3 to 4 GiB).
+pub fn map_device(address: u64) -> bool {
+    if address >> 30 != 3 {
+        return false;
+    }
+    let page = address & !(LARGE_PAGE - 1);
+    DEVICES.set((page >> 21) as usize & 511, page | DATA | UNCACHED | LARGE);
+    true
+}
+
+/// Maps the large page of RAM at an address, if it is not mapped yet; `false` if it is out of
+/// reach, or there is no memory for a table.
+pub fn map_large_page(address: u64) -> bool {
+    if address >= REACH {
+        return false;
+    }
+    let gigabyte = (address >> 30) as usize & 511;
+    let Some(slot) = PDPT.0.get(gigabyte) else {
+        return false;
+    };
+    if slot.load(Ordering::Relaxed) == 0 {
+        // SAFETY: a table's size is not zero.
+        let table = unsafe { alloc_zeroed(Layout::new::<Table>()) };
+        if table.is_null() {
+            return false;
+        }
+        slot.store(table as u64 | TABLE, Ordering::Relaxed);
+    }
+    let table = slot.load(Ordering::Relaxed) & !0xFFF;
+    // SAFETY: every entry of PDPT was made by `link` or just above: it points to a table of ours,
+    // aligned, initialised, mapped one to one and never freed, and tables are all atomics.
+    let table = unsafe { &*(table as *const Table) };
+    let page = (address >> 21) as usize & 511;
+    if table.0[page].load(Ordering::Relaxed) == 0 {
+        table.set(page, address & !(LARGE_PAGE - 1) | DATA | LARGE);
+    }
+    true
+}
+
+/// Makes one page below 1 MiB executable and read-only: what has been written there is code now.
+pub fn make_code(page: u64) {
+    FIRST.set((page / PAGE) as usize, page | CODE);
+    super::cpu::forget_page(page);
 }
 
 /// Gives the image's pages their rights, takes the guard page away, links the tables and
@@ -139,7 +191,7 @@ pub fn install() {
 /// The host has its own page tables.
 #[cfg(not(target_os = "none"))]
 pub fn install() {
-    let _ = (READ_ONLY, CODE, &PML4, &PDPT, &FIRST, &DEVICES, Table::link);
+    let _ = (READ_ONLY, &PML4, &FIRST, &DEVICES, Table::link);
 }
 
 #[cfg(test)]
@@ -162,6 +214,8 @@ mod tests {
     fn devices_are_uncached_and_not_executable() {
         let mapped: Vec<_> = (0..512).filter(|&i| entry(&DEVICES, i) != 0).collect();
         assert_eq!(mapped, [0x080, 0x1F6, 0x1F7]);
+        assert!(!map_device(0xBFFF_F000) && !map_device(1 << 32));
+        assert!(map_device(lapic::BASE));
         assert_eq!(entry(&DEVICES, 0x1F7), 0x8000_0000_FEE0_00FB);
     }
 

@@ -165,8 +165,9 @@ fn stubs() -> u64 {
     0
 }
 
+/// Loads the IDT that [`install`] wrote: once on each CPU.
 #[cfg(target_os = "none")]
-fn load() {
+pub fn load() {
     #[repr(C, packed)]
     struct Pointer {
         limit: u16,
@@ -183,8 +184,9 @@ fn load() {
     }
 }
 
+/// The host has its own.
 #[cfg(not(target_os = "none"))]
-fn load() {}
+pub fn load() {}
 
 #[cfg(test)]
 mod tests {

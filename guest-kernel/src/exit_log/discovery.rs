@@ -13,6 +13,8 @@ pub enum Absent {
     Version(u32),
     /// The layout makes no sense.
     Layout(u32),
+    /// The device tree names another layout.
+    Contradiction,
     /// The leaves answer nothing: the gate is not armed.
     Silent,
 }
@@ -29,13 +31,20 @@ impl fmt::Display for Absent {
                 f,
                 "Exitvisor names an impossible layout, {l:#010x}: not asked"
             ),
+            Self::Contradiction => {
+                f.write_str("Exitvisor and its device tree name different layouts: not asked")
+            }
             Self::Silent => f.write_str("Exitvisor does not answer at our gate"),
         }
     }
 }
 
-/// Asks the two static leaves, by an ordinary CPUID.
-pub fn discover(mut cpuid: impl FnMut(u32, u32) -> Registers) -> Result<Layout, Absent> {
+/// Asks the two static leaves, by an ordinary CPUID. A layout that the device tree names must be
+/// the one that they tell.
+pub fn discover(
+    mut cpuid: impl FnMut(u32, u32) -> Registers,
+    described: Option<Layout>,
+) -> Result<Layout, Absent> {
     let found = cpuid(leaf::DISCOVERY, 0);
     let words = [found.ebx, found.ecx, found.edx];
     let signature = leaf::SIGNATURE.as_chunks::<4>().0;
@@ -51,10 +60,12 @@ pub fn discover(mut cpuid: impl FnMut(u32, u32) -> Registers) -> Result<Layout, 
         return Err(Absent::Version(info.eax));
     }
     let layout = Layout::unpack(info.edx);
-    if layout.is_valid() {
-        Ok(layout)
-    } else {
+    if !layout.is_valid() {
         Err(Absent::Layout(info.edx))
+    } else if described.is_some_and(|d| d != layout) {
+        Err(Absent::Contradiction)
+    } else {
+        Ok(layout)
     }
 }
 
@@ -86,21 +97,31 @@ mod tests {
             Layout::REVERSED,
             Layout::unpack(0x1314_1512),
         ] {
-            assert_eq!(discover(exitvisor(1, layout.pack())), Ok(layout));
+            assert_eq!(discover(exitvisor(1, layout.pack()), None), Ok(layout));
+            let described = Some(Layout::CLASSIC);
+            let both = discover(exitvisor(1, layout.pack()), described);
+            if layout == Layout::CLASSIC {
+                assert_eq!(both, Ok(layout));
+            } else {
+                assert_eq!(both, Err(Absent::Contradiction));
+            }
         }
     }
 
     #[test]
     fn nobody_to_ask() {
         assert_eq!(
-            discover(|_, _| Registers::default()),
+            discover(|_, _| Registers::default(), None),
             Err(Absent::NoSignature)
         );
-        assert_eq!(discover(exitvisor(2, 0xFCFD_FEFF)), Err(Absent::Version(2)));
         assert_eq!(
-            discover(exitvisor(1, 0xFFFF_FFFF)),
+            discover(exitvisor(2, 0xFCFD_FEFF), None),
+            Err(Absent::Version(2))
+        );
+        assert_eq!(
+            discover(exitvisor(1, 0xFFFF_FFFF), None),
             Err(Absent::Layout(u32::MAX))
         );
-        assert_eq!(discover(exitvisor(1, 0)), Err(Absent::Layout(0)));
+        assert_eq!(discover(exitvisor(1, 0), None), Err(Absent::Layout(0)));
     }
 }

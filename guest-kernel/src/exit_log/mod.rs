@@ -30,10 +30,10 @@ pub struct ExitLog {
 }
 
 impl ExitLog {
-    /// Looks whether there is somebody to ask.
-    pub fn open(mode: LogMode) -> Self {
+    /// Looks whether there is somebody to ask; the layout is the device tree's, if it names one.
+    pub fn open(mode: LogMode, described: Option<Layout>) -> Self {
         let own = OwnSection::open();
-        let layout = discovery::discover(gate::cpuid);
+        let layout = discovery::discover(gate::cpuid, described);
         let mut log = Self {
             mode,
             layout,
@@ -56,6 +56,11 @@ impl ExitLog {
     /// Which leaf asks what, if there is somebody to ask.
     pub fn layout(&self) -> Option<Layout> {
         self.layout.ok()
+    }
+
+    /// The same, unless the log is off.
+    pub fn layout_if_on(&self) -> Option<Layout> {
+        self.layout().filter(|_| self.mode != LogMode::Off)
     }
 
     /// Tells Exitvisor that a milestone is reached, and records what it has counted.

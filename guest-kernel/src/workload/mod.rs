@@ -9,6 +9,8 @@ use exit_abi::reason::Reason;
 pub const COUNT_MAX: u64 = 10_000_000;
 /// Most workloads of one boot.
 pub const ITEMS_MAX: usize = 16;
+/// Bytes that one `outs` writes.
+pub const STRING: &[u8; 16] = b"a line of bytes\n";
 
 /// What is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,44 +23,99 @@ pub enum Kind {
     Mmio,
     /// HLT, ended by the LAPIC timer.
     Hlt,
+    /// RDMSR of IA32_APIC_BASE, which KVM never lets through.
+    Rdmsr,
+    /// WRMSR of IA32_APIC_BASE with the value that it has.
+    Wrmsr,
+    /// `rep outsb` of [`STRING`] to the scratch port.
+    Outs,
+    /// The first write to a page of RAM.
+    Touch,
+    /// MOV to CR0 that toggles AM, which both makers' KVM intercept.
+    Cr,
+    /// MOV to DR3.
+    Dr,
+    /// WBINVD.
+    Wbinvd,
+    /// INVLPG of a page that is mapped.
+    Invlpg,
+    /// VMCALL, or VMMCALL on AMD.
+    Vmcall,
+    /// RDTSC, which KVM lets through.
+    Rdtsc,
+    /// XSETBV of XCR0 with the value that it has.
+    Xsetbv,
 }
 
+/// Names, reasons: one row per workload.
+const TABLE: &[(Kind, &str, Reason)] = &[
+    (Kind::Cpuid, "cpuid", Reason::CPUID),
+    (Kind::Pio, "pio", Reason::IO),
+    (Kind::Mmio, "mmio", Reason::EPT_MISCONFIG),
+    (Kind::Hlt, "hlt", Reason::HLT),
+    (Kind::Rdmsr, "rdmsr", Reason::RDMSR),
+    (Kind::Wrmsr, "wrmsr", Reason::WRMSR),
+    (Kind::Outs, "outs", Reason::IO),
+    (Kind::Touch, "touch", Reason::EPT_VIOLATION),
+    (Kind::Cr, "cr", Reason::CR_ACCESS),
+    (Kind::Dr, "dr", Reason::DR_ACCESS),
+    (Kind::Wbinvd, "wbinvd", Reason::WBINVD),
+    (Kind::Invlpg, "invlpg", Reason::INVLPG),
+    (Kind::Vmcall, "vmcall", Reason::VMCALL),
+    (Kind::Rdtsc, "rdtsc", Reason::RDTSC),
+    (Kind::Xsetbv, "xsetbv", Reason::XSETBV),
+];
+
 impl Kind {
+    fn row(self) -> &'static (Self, &'static str, Reason) {
+        // Every kind has a row (a test looks); were one missing, the first is none of its names.
+        TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[0])
+    }
+
     /// The workload of this name.
     pub fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "cpuid" => Self::Cpuid,
-            "pio" => Self::Pio,
-            "mmio" => Self::Mmio,
-            "hlt" => Self::Hlt,
-            _ => return None,
-        })
+        TABLE.iter().find(|row| row.1 == name).map(|row| row.0)
     }
 
     /// Its name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Cpuid => "cpuid",
-            Self::Pio => "pio",
-            Self::Mmio => "mmio",
-            Self::Hlt => "hlt",
-        }
+    pub fn name(self) -> &'static str {
+        self.row().1
     }
 
     /// The reason of its exits.
-    pub const fn reason(self) -> Reason {
-        match self {
-            Self::Cpuid => Reason::CPUID,
-            Self::Pio => Reason::IO,
-            Self::Mmio => Reason::EPT_MISCONFIG,
-            Self::Hlt => Reason::HLT,
-        }
+    pub fn reason(self) -> Reason {
+        self.row().2
     }
 
     /// Whether the VMM serves it, so that no exit can be finished in the kernel.
     pub const fn is_served_by_vmm(self) -> bool {
-        matches!(self, Self::Pio | Self::Mmio)
+        matches!(self, Self::Pio | Self::Mmio | Self::Outs)
     }
+
+    /// Which counts are right after `count` repetitions and `strays` more exits.
+    pub const fn expected(self, count: u64, strays: u64) -> Expected {
+        match self {
+            // One exit for each instruction, or for each byte.
+            Self::Outs => Expected::Either(count, count * STRING.len() as u64),
+            // Only where KVM shadows page tables.
+            Self::Invlpg => Expected::Either(0, count),
+            // Fewer where the host maps large pages or has mapped them before.
+            Self::Touch => Expected::UpTo(count),
+            Self::Rdtsc => Expected::Exactly(0),
+            _ => Expected::Exactly(count + strays),
+        }
+    }
+}
+
+/// How many exits are right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// So many.
+    Exactly(u64),
+    /// One or the other.
+    Either(u64, u64),
+    /// At most so many.
+    UpTo(u64),
 }
 
 /// One workload.
@@ -93,5 +150,20 @@ impl Workloads {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.length == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_row() {
+        for (kind, name, _) in TABLE {
+            assert_eq!(Kind::named(name), Some(*kind));
+            assert_eq!(kind.name(), *name);
+        }
+        assert_eq!(TABLE.len(), Kind::Xsetbv as usize + 1);
+        assert_eq!(Kind::named("popcnt"), None);
     }
 }

@@ -1,25 +1,132 @@
 //! Doing a workload, and nothing else that would exit for the same reason.
 
-use exit_abi::leaf::{self, Layout};
-use exit_abi::port as ports;
+use exit_abi::leaf::{self, Layout, flags};
+use exit_abi::reason::Reason;
 
 use super::verdict::{self, Verdict};
-use super::{Item, Kind};
-use crate::arch::{cpu, gate, lapic, port, scratch};
+use super::{Item, Kind, STRING};
+use crate::arch::fault::{self, Fault};
+use crate::arch::{cpu, gate, lapic, paging, port, scratch};
 use crate::line::Line;
+use crate::machine::List;
+use crate::memory::Division;
+use crate::ports;
 
-/// The timer's countdown for one HLT: long enough to be asleep when it ends.
+/// The timer's countdown for one HLT, in nanoseconds: long enough to be asleep when it ends.
 const NAP: u32 = 50_000;
+/// IA32_APIC_BASE (SDM vol. 4, table 2-2): AMD has it too.
+const APIC_BASE: u32 = 0x1B;
+const PAGE: u64 = 4096;
+/// Most runs of fresh pages that one workload takes.
+const RUNS: usize = 32;
 
-/// Repeats the workload; answers how many exits it should have cost.
-fn repeat(item: Item) -> u64 {
+/// How a workload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Counted as promised, or done where nobody counts.
+    Well,
+    /// Miscounted, or ended by an exception.
+    Failed,
+    /// Not begun.
+    Refused,
+}
+
+/// What a workload needs, found before the count begins.
+#[derive(Default)]
+struct Ready {
+    /// CR0.
+    cr0: u64,
+    /// IA32_APIC_BASE or XCR0.
+    value: u64,
+    /// Whether hypercalls are AMD's.
+    amd: bool,
+    /// Fresh pages, as (start, pages).
+    pages: Option<List<(u64, u64), RUNS>>,
+}
+
+/// Gets ready, or says why the machine cannot do this.
+fn prepare(
+    item: Item,
+    known: impl Fn(Reason) -> Option<u32>,
+    memory: &mut Division,
+) -> Result<Ready, &'static str> {
+    let mut ready = Ready::default();
+    let occurs = |reason| known(reason).is_some_and(|f| f & flags::CAN_OCCUR != 0);
+    match item.kind {
+        // On hardware the first touch of a page is an EPT violation (48) and only the later ones
+        // are what we count (49): touch it before.
+        Kind::Mmio => {
+            let _ = scratch::read();
+        }
+        Kind::Hlt => lapic::one_shot(),
+        Kind::Rdmsr | Kind::Wrmsr => {
+            let value = fault::read_msr(APIC_BASE);
+            ready.value = value.map_err(|_| "this CPU has no IA32_APIC_BASE")?;
+        }
+        Kind::Cr => ready.cr0 = cpu::cr0(),
+        Kind::Vmcall => {
+            // A KVM without hardware interprets ring 0: no MOV CR exits, and VMCALL may hang.
+            if !occurs(Reason::CR_ACCESS) {
+                return Err("this KVM interprets ring 0, and has no hypercalls");
+            }
+            ready.amd = cpu::is_amd();
+        }
+        Kind::Xsetbv => {
+            if !occurs(Reason::XSETBV) {
+                return Err("this KVM interprets ring 0, and cannot do XSETBV");
+            }
+            if !cpu::has_xsave() {
+                return Err("this CPU has no XSAVE");
+            }
+            cpu::enable_xsave();
+            ready.value = fault::xgetbv().map_err(|_| "XGETBV is refused")?;
+        }
+        Kind::Touch => ready.pages = Some(fresh_pages(item.count, memory)?),
+        _ => {}
+    }
+    Ok(ready)
+}
+
+/// Takes pages that nobody has touched, and maps them.
+fn fresh_pages(count: u64, memory: &mut Division) -> Result<List<(u64, u64), RUNS>, &'static str> {
+    let mut runs = List::new((0, 0));
+    let mut mapped = true;
+    let taken = memory.take(count, |start, pages| {
+        let end = start + pages * PAGE;
+        let mut page = start & !(paging::LARGE_PAGE - 1);
+        while page < end && mapped {
+            mapped = paging::map_large_page(page);
+            page += paging::LARGE_PAGE;
+        }
+        mapped &= runs.push((start, pages)).is_some();
+    });
+    taken.ok_or("not so many pages of RAM are untouched")?;
+    if mapped {
+        Ok(runs)
+    } else {
+        Err("so much RAM cannot be mapped")
+    }
+}
+
+/// Repeats the workload; answers how many exits it has cost besides those asked for.
+fn repeat(item: Item, ready: &Ready) -> Result<u64, Fault> {
     let mut strays = 0;
-    for _ in 0..item.count {
+    let scratch_port = ports::SCRATCH.get();
+    if let Some(runs) = &ready.pages {
+        for (start, pages) in runs.as_slice() {
+            for i in 0..*pages {
+                cpu::touch(start + i * PAGE);
+            }
+        }
+        return Ok(0);
+    }
+    let on = ready.cr0 & cpu::ALIGNMENT_MASK != 0;
+    for i in 0..item.count {
         match item.kind {
             Kind::Cpuid => {
                 let _ = gate::cpuid(0, 0);
             }
-            Kind::Pio => port::out8(ports::SCRATCH, 0),
+            Kind::Pio => port::out8(scratch_port, 0),
             Kind::Mmio => {
                 let _ = scratch::read();
             }
@@ -33,42 +140,70 @@ fn repeat(item: Item) -> u64 {
                     cpu::wait_for_interrupt();
                 }
             }
+            Kind::Rdmsr => {
+                fault::read_msr(APIC_BASE)?;
+            }
+            Kind::Wrmsr => fault::write_back_msr(APIC_BASE, ready.value)?,
+            Kind::Outs => port::out_bytes(scratch_port, STRING),
+            Kind::Touch => {}
+            // Each write changes the bit: the first to what it is not.
+            Kind::Cr => cpu::write_cr0(ready.cr0, (i % 2 == 0) != on),
+            Kind::Dr => cpu::clear_dr3(),
+            Kind::Wbinvd => cpu::wbinvd(),
+            Kind::Invlpg => cpu::forget_page(lapic::BASE),
+            Kind::Vmcall => fault::hypercall(ready.amd)?,
+            Kind::Rdtsc => {
+                let _ = cpu::time_stamp();
+            }
+            Kind::Xsetbv => fault::write_back_xcr0(ready.value)?,
         }
     }
-    item.count + strays
+    Ok(strays)
 }
 
-/// Runs one workload and, where an Exitvisor counts, checks its count. The line says how it went;
-/// `false` is a failure.
+/// Runs one workload and, where an Exitvisor counts, checks its count. The line says how it went.
 ///
 /// Nothing but the workload lies between the two queries, and a query is an exit of reason 0: the
 /// reason's count grows by the workload alone, the stated constant is 0.
-pub fn run(item: Item, layout: Option<Layout>, line: &mut Line) -> bool {
-    match item.kind {
-        // On hardware the first touch of a page is an EPT violation (48) and only the later ones
-        // are what we count (49): touch it before.
-        Kind::Mmio => {
-            let _ = scratch::read();
+pub fn run(item: Item, layout: Option<Layout>, memory: &mut Division, line: &mut Line) -> Ended {
+    let known =
+        |reason: Reason| layout.map(|_| gate::gate_cpuid(leaf::FLAGS, reason.number().into()).eax);
+    let name = item.kind.name();
+    let ready = match prepare(item, known, memory) {
+        Ok(ready) => ready,
+        Err(why) => {
+            line.text("REFUSED workload ")
+                .text(name)
+                .text(": ")
+                .text(why);
+            return Ended::Refused;
         }
-        Kind::Hlt => lapic::one_shot(),
-        Kind::Cpuid | Kind::Pio => {}
-    }
-    let Some(layout) = layout else {
-        let done = repeat(item);
-        line.text("workload ")
-            .text(item.kind.name())
-            .text(": ")
-            .number(done);
-        line.text(" done, nobody counts");
-        return true;
     };
-    let reason = item.kind.reason().number().into();
-    let before = gate::gate_cpuid(layout.exits_of, reason).exits();
-    let expected = repeat(item);
-    let after = gate::gate_cpuid(layout.exits_of, reason).exits();
-    let flags = gate::gate_cpuid(leaf::FLAGS, reason).eax;
+    let reason = item.kind.reason();
+    let exits = || layout.map(|l| gate::gate_cpuid(l.exits_of, reason.number().into()).exits());
+    let before = exits();
+    let strays = repeat(item, &ready);
+    let after = exits();
+    let strays = match strays {
+        Ok(strays) => strays,
+        Err(fault) => {
+            line.text("FAILED workload ").text(name);
+            line.text(": ended by exception ")
+                .number(fault.vector.into());
+            return Ended::Failed;
+        }
+    };
+    let (Some(before), Some(after), Some(flags)) = (before, after, known(reason)) else {
+        line.text("workload ").text(name).text(": ");
+        line.number(item.count).text(" done, nobody counts");
+        return Ended::Well;
+    };
     let counted = after.wrapping_sub(before);
-    let verdict = verdict::judge(item, expected, counted, flags);
+    let expected = item.kind.expected(item.count, strays);
+    let verdict = verdict::judge(item.kind, expected, counted, flags);
     verdict::report(line, item, expected, counted, verdict);
-    verdict != Verdict::Failed
+    match verdict {
+        Verdict::Failed => Ended::Failed,
+        _ => Ended::Well,
+    }
 }

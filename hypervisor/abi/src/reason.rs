@@ -34,10 +34,16 @@ impl Reason {
     pub const CPUID: Self = Self(10);
     /// HLT.
     pub const HLT: Self = Self(12);
+    /// INVLPG: only where KVM shadows page tables.
+    pub const INVLPG: Self = Self(14);
+    /// RDTSC: no KVM intercepts it.
+    pub const RDTSC: Self = Self(16);
     /// VMCALL.
     pub const VMCALL: Self = Self(18);
     /// Control-register access.
     pub const CR_ACCESS: Self = Self(28);
+    /// MOV to or from a debug register.
+    pub const DR_ACCESS: Self = Self(29);
     /// I/O instruction.
     pub const IO: Self = Self(30);
     /// RDMSR.
@@ -50,6 +56,10 @@ impl Reason {
     pub const EPT_VIOLATION: Self = Self(48);
     /// EPT misconfiguration: how KVM marks MMIO.
     pub const EPT_MISCONFIG: Self = Self(49);
+    /// WBINVD.
+    pub const WBINVD: Self = Self(54);
+    /// XSETBV.
+    pub const XSETBV: Self = Self(55);
 
     /// The reason of this number, if a ledger has room for it. All 32 bits are checked.
     pub const fn new(number: u32) -> Option<Self> {

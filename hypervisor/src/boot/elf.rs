@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use elf::abi::{ELFCLASS32, ELFCLASS64, EM_X86_64, PT_LOAD, PT_NOTE};
+use elf::abi::{ELFCLASS32, ELFCLASS64, EM_X86_64, PN_XNUM, PT_LOAD, PT_NOTE};
 use elf::endian::AnyEndian;
 use elf::note::Note;
 use exit_abi::{gate, milestone, note};
@@ -23,6 +23,11 @@ use crate::memory::Memory;
 /// Most program headers, and most bytes of notes, that are believed.
 const SEGMENTS_MAX: usize = 256;
 const NOTES_MAX: u64 = 1 << 20;
+/// Largest image file: it is hashed whole, however few of its bytes are loaded.
+const FILE_MAX: u64 = 4 << 30;
+
+/// Size of an ELF64 file header.
+const HEADER_SIZE: usize = 64;
 
 /// What is wrong with an image. Each message follows "kernel FILE" or "firmware FILE".
 #[derive(Debug, Error)]
@@ -36,6 +41,9 @@ pub enum ElfError {
     /// Zero bytes.
     #[error("is empty")]
     Empty,
+    /// Larger than any image is.
+    #[error("has {0} MiB: an image has at most {max} MiB", max = FILE_MAX >> 20)]
+    TooLarge(u64),
     /// Some other format.
     #[error("is not an ELF file (starts with {0}): give an ELF image with a PVH note")]
     NotElf(String),
@@ -239,7 +247,10 @@ impl Image {
     /// Opens an image and checks all that can be checked without a VM.
     pub fn open(path: &Path) -> Result<Self, ElfError> {
         let (mut file, bytes) = open(path)?;
-        let mut start = [0; 20];
+        if bytes > FILE_MAX {
+            return Err(ElfError::TooLarge(bytes >> 20));
+        }
+        let mut start = [0; HEADER_SIZE];
         let got = read_up_to(&mut file, &mut start).map_err(ElfError::Read)?;
         let shown = || {
             let shown: Vec<String> = start[..got.min(4)]
@@ -255,6 +266,9 @@ impl Image {
             ELFCLASS64 => {}
             ELFCLASS32 => return Err(ElfError::Class32),
             class => return Err(damaged(format!("class {class}"))),
+        }
+        if counts_lie_elsewhere(&start) {
+            return Err(damaged("more headers than its own header can count"));
         }
         file.seek(SeekFrom::Start(0)).map_err(ElfError::Read)?;
         let mut stream = elf::ElfStream::<AnyEndian, _>::open_stream(&mut file).map_err(damaged)?;
@@ -363,6 +377,15 @@ impl Image {
     }
 }
 
+/// Whether the file header leaves the number of program or section headers to section header 0
+/// (gABI, ELF header: PN_XNUM, and `e_shnum` = 0). Those numbers have 32 and 64 bits; the parser
+/// would allocate as much as they say, and a sparse file is as large as anybody likes.
+fn counts_lie_elsewhere(header: &[u8; HEADER_SIZE]) -> bool {
+    // Alike in both byte orders.
+    let (shoff, phnum, shnum) = (&header[40..48], &header[56..58], &header[60..62]);
+    phnum == PN_XNUM.to_le_bytes() || (shnum == [0; 2] && shoff != [0; 8])
+}
+
 /// Reads until the buffer is full or the file ends.
 fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     let mut got = 0;
@@ -467,12 +490,21 @@ mod tests {
             notes.extend(note(b"Exitvisor\0", 1, &addresses));
             image(&notes, 0x10_0000)
         };
-        let cases: [(Vec<u8>, &str); 12] = [
+        let cases: [(Vec<u8>, &str); 14] = [
             (vec![], "is empty"),
             (b"MZ".to_vec(), "starts with 4d 5a"),
             (with(4, 1), "32-bit"),
             (with(18, 3), "machine 3"),
             (with(4, 9), "class 9"),
+            (with(40, 64), "more headers than its own header can count"),
+            (
+                {
+                    let mut bytes = good.clone();
+                    bytes[56..58].fill(0xFF);
+                    bytes
+                },
+                "more headers than its own header can count",
+            ),
             (good[..30].to_vec(), "truncated or damaged"),
             (good[..70].to_vec(), "truncated or damaged"),
             (good[..180].to_vec(), "truncated or damaged"),

@@ -13,6 +13,9 @@ use super::console::Console;
 /// The interrupt-enable register, and its bit for received data.
 const IER: u8 = 1;
 const IER_RECEIVED: u8 = 1;
+/// The line-control register, and its bit that turns offsets 0 and 1 into the divisor.
+const LCR: u8 = 3;
+const LCR_DLAB: u8 = 0x80;
 
 /// An interrupt line, as KVM's irqfd takes it.
 pub struct Line(EventFd);
@@ -45,7 +48,10 @@ impl Com1 {
     pub fn write(&mut self, offset: u8, byte: u8) {
         // What can fail is an interrupt that is pending already.
         let _ = self.uart.write(offset, byte);
-        if offset == IER && self.uart.state().interrupt_enable & IER_RECEIVED != 0 {
+        // With DLAB set the same offset is the divisor's high half. (`Serial::state` would tell it
+        // all, and allocate for it.)
+        let enables = offset == IER && byte & IER_RECEIVED != 0;
+        if enables && self.uart.read(LCR) & LCR_DLAB == 0 {
             self.listening.store(true, Ordering::Release);
         }
     }
@@ -90,6 +96,9 @@ mod tests {
     fn a_guest_that_enables_the_receive_interrupt_listens() {
         let (mut com1, listening) = com1();
         com1.write(0, b'x');
+        com1.write(LCR, LCR_DLAB);
+        com1.write(IER, 1);
+        com1.write(LCR, 3);
         assert!(!listening.load(Ordering::Acquire));
         com1.write(IER, IER_RECEIVED);
         assert!(listening.load(Ordering::Acquire));

@@ -97,7 +97,9 @@ impl Figures {
     fn add(&mut self, other: &Self) {
         for (line, more) in self.lines.iter_mut().zip(&other.lines) {
             let (a, b) = (&mut line.row, &more.row);
-            a.min = match (a.timed > a.own_timed, b.timed > b.own_timed) {
+            // A longest exit tells that the guest has a timed one; to compare `timed` with `own`
+            // does not, for the profiler's last is counted and not timed yet.
+            a.min = match (a.max > 0, b.max > 0) {
                 (true, true) => a.min.min(b.min),
                 (false, true) => b.min,
                 _ => a.min,
@@ -422,6 +424,32 @@ mod tests {
             (5, 2, 7, 9, 18)
         );
         assert_eq!((a.total, a.other), (10, 1));
+    }
+
+    #[test]
+    fn the_only_timed_exit_of_a_vcpu_is_not_forgotten() {
+        // One of the guest's, timed; one of the profiler's, under way.
+        let one = |min, max| {
+            let mut figures = Figures::default();
+            figures.lines[30].row = RowCopy {
+                exits: 2,
+                own: 1,
+                timed: 1,
+                own_timed: 0,
+                cycles: max,
+                own_cycles: 0,
+                min,
+                max,
+            };
+            figures
+        };
+        for (first, second) in [(5, 9), (9, 5)] {
+            let mut sum = Figures::default();
+            sum.add(&one(first, first));
+            sum.add(&one(second, second));
+            let row = sum.lines[30].row;
+            assert_eq!((row.min, row.max), (5, 9));
+        }
     }
 
     #[test]

@@ -234,6 +234,8 @@ pub struct Step {
     pub slot: usize,
     /// KVM_GUESTDBG_BLOCKIRQ, where KVM has it.
     pub flags: u32,
+    /// The guest steps too: its trap is due behind the instruction.
+    pub guest_steps: bool,
 }
 
 /// What a VM answers from.
@@ -331,9 +333,14 @@ pub fn log_line(question: Question, ecx: u32, answer: Registers) -> Option<Strin
     })
 }
 
-/// RAX of a hypercall's answer.
-pub fn hypercall_answer(rax: u64, cpl: u8) -> u64 {
-    match (cpl, rax) {
+/// RAX of a hypercall's answer. Outside 64-bit mode only EAX is the number, as KVM has it.
+pub fn hypercall_answer(rax: u64, cpl: u8, in_64_bit_mode: bool) -> u64 {
+    let number = if in_64_bit_mode {
+        rax
+    } else {
+        rax & 0xFFFF_FFFF
+    };
+    match (cpl, number) {
         (1.., _) => hypercall::NOT_PERMITTED,
         (_, hypercall::WHO_ARE_YOU) => hypercall::ANSWER,
         _ => hypercall::UNKNOWN,
@@ -391,7 +398,12 @@ mod tests {
         let debug = debug_control(&slots, None);
         assert_eq!(debug.arch.debugreg, [0xA, 0, 0, 0xB, 0, 0, 0, 0x482]);
         assert_eq!(debug.control, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP);
-        let debug = debug_control(&slots, Some(Step { slot: 0, flags: 0 }));
+        let step = Step {
+            slot: 0,
+            flags: 0,
+            guest_steps: false,
+        };
+        let debug = debug_control(&slots, Some(step));
         assert_eq!(debug.arch.debugreg, [0, 0, 0, 0xB, 0, 0, 0, 0x480]);
         assert_eq!(slot_hit(&slots, 1 << 3, 0xB), Some((3, gate(0xB))));
         assert_eq!(slot_hit(&slots, 1 << 3, 0xA), None);
@@ -400,9 +412,13 @@ mod tests {
 
     #[test]
     fn hypercalls() {
-        assert_eq!(hypercall_answer(0x283, 0), 0x0033_3832_4550_4D43);
-        assert_eq!(hypercall_answer(0x284, 0) as i64, -1000);
-        assert_eq!(hypercall_answer(0x283, 3) as i64, -1);
+        assert_eq!(hypercall_answer(0x283, 0, true), 0x0033_3832_4550_4D43);
+        assert_eq!(hypercall_answer(0x284, 0, true) as i64, -1000);
+        assert_eq!(hypercall_answer(0x283, 3, true) as i64, -1);
+        // What 64-bit code has left in the upper half.
+        let stale = 0xFFFF_8000_0000_0283;
+        assert_eq!(hypercall_answer(stale, 0, true) as i64, -1000);
+        assert_eq!(hypercall_answer(stale, 0, false), 0x0033_3832_4550_4D43);
     }
 
     fn books() -> Books {

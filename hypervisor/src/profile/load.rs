@@ -26,7 +26,7 @@ pub enum LoadError {
     },
     /// It is larger than [`MAX_BYTES`].
     #[error(
-        "{name} is larger than {} MiB: not a profile; name a file written by --json",
+        "{name} is larger than {} MiB: not a profile; name a file written with --format json",
         MAX_BYTES >> 20
     )]
     TooLarge {
@@ -52,7 +52,9 @@ pub enum LoadError {
         column: usize,
     },
     /// It is not JSON.
-    #[error("{name} is not JSON (line {line}, column {column}): name a file written by --json")]
+    #[error(
+        "{name} is not JSON (line {line}, column {column}): name a file written with --format json"
+    )]
     NotJson {
         /// The file.
         name: String,
@@ -62,7 +64,7 @@ pub enum LoadError {
         column: usize,
     },
     /// It is JSON of another kind.
-    #[error("{name} is not an Exitvisor profile ({found}): name a file written by --json")]
+    #[error("{name} is not an Exitvisor profile ({found}): name a file written with --format json")]
     Schema {
         /// The file.
         name: String,

@@ -97,6 +97,12 @@ pub fn translate(exit_reason: u32) -> KvmExit {
     find(exit_reason).map_or(Other, |row| row.exit)
 }
 
+/// Whether a vCPU that is entered again as it is would only leave the guest again, for ever.
+pub fn would_repeat(exit_reason: u32) -> bool {
+    // Memory that the host cannot give: KVM_RUN failed (EFAULT or EHWPOISON), nothing has changed.
+    exit_reason == kvm_bindings::KVM_EXIT_MEMORY_FAULT
+}
+
 /// KVM's name for an `exit_reason`; `KVM_EXIT_?` for one that is newer than this table.
 pub fn name(exit_reason: u32) -> &'static str {
     find(exit_reason).map_or("KVM_EXIT_?", |row| row.name)
@@ -137,6 +143,12 @@ mod tests {
     #[test]
     fn a_signal_is_not_an_exit() {
         assert_eq!(translate(kvm_bindings::KVM_EXIT_INTR), NotAnExit);
+    }
+
+    #[test]
+    fn memory_that_the_host_cannot_give_ends_a_run() {
+        let repeating: Vec<_> = (0..64).filter(|&n| would_repeat(n)).map(name).collect();
+        assert_eq!(repeating, ["KVM_EXIT_MEMORY_FAULT"]);
     }
 
     #[test]

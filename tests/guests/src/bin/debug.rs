@@ -1,11 +1,28 @@
 //! Debug exceptions of the guest's own, while gates are armed: single steps and ICEBP reach it as
 //! if nobody else used the debug registers. Its hardware breakpoints are masked meanwhile.
 //!
-//! Command line: 1 single steps, 2 ICEBP, 3 breakpoints.
+//! Command line: 1 single steps, 2 ICEBP, 3 breakpoints, 4 single steps at a gate.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 guest_kernel::entry!(guest);
 guest_kernel::publish_cpuid_gate!();
+
+// CPUID with TF set by the instruction before it: the trap is due behind CPUID.
+core::arch::global_asm!(
+    ".pushsection .text.stepped, \"ax\"",
+    ".global stepped_call, stepped_cpuid",
+    "stepped_call:",
+    "push rbx",
+    "pushfq",
+    "or qword ptr [rsp], 0x100",
+    "popfq",
+    "stepped_cpuid:",
+    "cpuid",
+    "nop",
+    "pop rbx",
+    "ret",
+    ".popsection",
+);
 
 #[cfg(not(target_os = "none"))]
 fn guest(_: u32) -> u32 {
@@ -73,6 +90,38 @@ fn guest(start_info: u32) -> u32 {
             traps::debug_count() == 0,
             "not masked while a gate is armed",
         );
+    }
+    if part == 4 {
+        unsafe extern "C" {
+            static stepped_call: u8;
+            static stepped_cpuid: u8;
+        }
+        let (routine, site) = (
+            (&raw const stepped_call) as u64,
+            (&raw const stepped_cpuid) as u64,
+        );
+        check_eq(
+            50,
+            test_guests::register(site),
+            Some(exit_abi::gate::Outcome::Done),
+            "a gate",
+        );
+        // A leaf that the gate answers, one that it lets pass.
+        for (i, leaf) in [leaf::INFO, 0].into_iter().enumerate() {
+            // SAFETY: the routine keeps RBX; the handler clears TF.
+            unsafe {
+                asm!("call {}", in(reg) routine, inout("eax") leaf => _, inout("ecx") 0 => _,
+                    out("edx") _);
+            }
+            check_eq(51, traps::debug_count(), i as u64 + 1, "one step, one #DB");
+            check_eq(
+                52,
+                DEBUG_RIP.load(Relaxed),
+                site + 2,
+                "it came behind CPUID",
+            );
+            check_eq(53, DEBUG_DR6.load(Relaxed) & 0xE00F, 1 << 14, "BS in DR6");
+        }
     }
     check_eq(
         9,
