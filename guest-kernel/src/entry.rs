@@ -34,6 +34,19 @@ macro_rules! entry {
         }
     };
     ($main:path, no panic handler) => {
+        // PVH's note is the image's, not the library's: who links the library for its other parts
+        // has an entry of its own.
+        #[cfg(target_os = "none")]
+        ::core::arch::global_asm!(
+            ".pushsection .note.pvh, \"a\", @note",
+            ".balign 4",
+            ".long 4, 4, {phys32}",
+            ".asciz \"Xen\"",
+            ".long pvh_start",
+            ".popsection",
+            phys32 = const $crate::abi::note::XEN_PHYS32_ENTRY,
+        );
+
         /// Called by the assembler entry, once.
         #[cfg(target_os = "none")]
         #[unsafe(no_mangle)]

@@ -6,12 +6,13 @@
 //! 0x0000_6000 │   PVH start info          │
 //! 0x0000_7000 │   memory map, module list │
 //! 0x0001_0000 │   command line            │
+//! 0x0002_0000 │   window for a firmware   │
 //! 0x0008_0000 │   device tree             │
 //! 0x000A_0000 ├───────────────────────────┤ hole: where PCs have VGA and ROMs
 //! 0x000E_0000 │   ACPI tables             │ backed by memory, but no RAM to the guest
 //! 0x0010_0000 ├───────────────────────────┤
-//!             │ RAM: firmware, kernel,    │
-//!             │ modules (from the top)    │
+//!             │ RAM: kernel, modules      │
+//!             │ (from the top)            │
 //! 0xC000_0000 ├───────────────────────────┤ hole: devices
 //! 0xD000_0000 │   scratch page            │ unassigned for good: for MMIO workloads
 //! 0xFEC0_0000 │   IOAPIC                  │
@@ -40,6 +41,11 @@ pub const MODULES_MAX: usize = 32;
 pub const CMDLINE: u64 = 0x1_0000;
 /// Room for the command line, NUL included: what x86 Linux accepts (COMMAND_LINE_SIZE).
 pub const CMDLINE_SIZE: usize = 2048;
+/// Where a firmware lies, whole: below every kernel, clear of the boot information and of the pages
+/// that kernels use for secondary CPUs.
+pub const FIRMWARE: u64 = 0x2_0000;
+/// End of the room for a firmware.
+pub const FIRMWARE_END: u64 = 0x8_0000;
 /// The device tree. A module, but not at the top of RAM as the others are: there it would touch a
 /// (perhaps huge) page of the host's for itself alone, here it lies with the rest of the hand-over.
 /// Near the end of low RAM, because what is below is where a firmware lies and where kernels put the
@@ -160,6 +166,12 @@ pub fn ranges(memory: u64) -> Vec<Range> {
             "the kernel's, NUL-terminated",
         ),
         range(
+            "firmware",
+            FIRMWARE,
+            FIRMWARE_END,
+            "whole: image, stack, its own tables",
+        ),
+        range(
             "device tree",
             DEVICE_TREE,
             DEVICE_TREE_END,
@@ -178,7 +190,7 @@ pub fn ranges(memory: u64) -> Vec<Range> {
             "RSDP first; type ACPI in the memory map",
         ),
     ];
-    let main = "RAM: firmware and kernel; other modules from the top";
+    let main = "RAM: kernel; modules from the top";
     let high = "RAM: what the device hole displaced";
     for (start, length) in ram_regions(memory) {
         ranges.push(if start == HOLE_END {
@@ -250,6 +262,12 @@ mod tests {
             addresses >= 16,
             "{addresses} addresses: are they elsewhere?"
         );
+    }
+
+    #[test]
+    fn a_firmware_is_clear_of_the_boot_information_and_of_kernels() {
+        const { assert!(CMDLINE + CMDLINE_SIZE as u64 <= FIRMWARE) };
+        const { assert!(FIRMWARE < FIRMWARE_END && FIRMWARE_END <= LOW_END) };
     }
 
     proptest! {

@@ -16,7 +16,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::boot::elf::{self, Image};
+use crate::boot::elf::{self, Image, Role};
 use crate::boot::pvh::{self, Module};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
@@ -240,14 +240,17 @@ fn load(
     timer_hz: u32,
     resets: u32,
 ) -> Result<Boot, Error> {
-    let role = if config.firmware.is_some() {
-        "firmware"
-    } else {
-        "kernel"
+    let role = match config.firmware {
+        Some(_) => Role::Firmware,
+        None => Role::Kernel,
     };
     let path = image.path.clone();
-    image.load(memory, &[]).map_err(image_error(role, &path))?;
-    let mut room = (image.end(), pvh::top_of_low_ram(memory));
+    image
+        .load(memory, role, &[])
+        .map_err(image_error(role.name(), &path))?;
+    // Modules lie above the image and above the hole at 640 KiB.
+    let floor = image.end().max(layout::HIGH_START);
+    let mut room = (floor, pvh::top_of_low_ram(memory));
     let mut modules: Vec<Module> = Vec::new();
     let mut images = Vec::new();
     let kernel = config
@@ -293,14 +296,19 @@ fn load(
     let rsdp = described.acpi.rsdp.address;
     pvh::write(memory, &config.cmdline, &modules, rsdp)?;
     let Image { entry, bytes, .. } = image;
-    let (gates, names) = (
-        std::mem::take(&mut image.gates),
-        std::mem::take(&mut image.names),
-    );
+    let gates = std::mem::take(&mut image.gates);
+    let mut names = std::mem::take(&mut image.names);
+    if role == Role::Firmware
+        && let Ok(kernel) = Image::open(&config.kernel)
+    {
+        // Names are for people, and the kernel's are as good as the firmware's. Whether the kernel
+        // can be booted is the firmware's to say, and its gates are the firmware's to register.
+        names.extend(kernel.names);
+    }
     images.insert(
         0,
         Loaded {
-            role,
+            role: role.name(),
             path,
             bytes,
             file: image.into_file(),

@@ -7,6 +7,7 @@ use exitvisor::{profile, status};
 
 const STATUSES: &str = include_str!("../../docs/exit-statuses.md");
 const PLATFORM: &str = include_str!("../../docs/platform.md");
+const FIRMWARE: &str = include_str!("../../docs/firmware.md");
 const INTERFACE: &str = include_str!("../../docs/guest-interface.md");
 const SCHEMA: &str = include_str!("../../docs/profile-schema.md");
 
@@ -37,6 +38,37 @@ fn exit_statuses() {
         })
         .collect();
     assert_eq!(documented, defined);
+}
+
+#[test]
+fn firmware_statuses() {
+    let documented: Vec<_> = rows(FIRMWARE)
+        .into_iter()
+        .filter(|cells| cells[0].parse::<u32>().is_ok())
+        .collect();
+    let defined = exit_abi::status::firmware::ALL.iter();
+    let defined: Vec<_> = defined
+        .map(|(number, name, meaning)| {
+            [&number.to_string(), *name, meaning.trim()].map(String::from)
+        })
+        .collect();
+    assert_eq!(documented, defined);
+    for (number, ..) in exit_abi::status::firmware::ALL {
+        assert!((40..=55).contains(number), "not of the range documented");
+    }
+}
+
+/// The picture in `docs/firmware.md` shows the window of `layout.rs` and the start of the linker's
+/// script.
+#[test]
+fn the_firmwares_place() {
+    let script = include_str!("../../firmware/firmware.ld");
+    let (start, end) = (exitvisor::layout::FIRMWARE, exitvisor::layout::FIRMWARE_END);
+    assert!(script.contains(&format!(". = {start:#x};")));
+    for address in [start, end] {
+        let shown = format!("0x{:04X}_{:04X}", address >> 16, address & 0xFFFF);
+        assert!(FIRMWARE.contains(&shown), "{shown}");
+    }
 }
 
 #[test]

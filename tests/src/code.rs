@@ -28,6 +28,11 @@ pub fn hello() -> Elf {
     Elf::of_code(&[&HELLO[..], &EXIT].concat())
 }
 
+/// A firmware that prints its greeting and ends with status 0, whatever the kernel.
+pub fn hello_firmware() -> Elf {
+    Elf::of_firmware_code(&[&HELLO[..], &EXIT].concat())
+}
+
 /// Never ends, running.
 pub fn spinning() -> Elf {
     Elf::of_code(&[&HELLO[..], &SPIN].concat())

@@ -6,6 +6,8 @@ use exit_abi::note;
 
 /// Where images go unless a test says otherwise: the lowest address that is allowed.
 pub const BASE: u64 = 0x10_0000;
+/// Where hand-made firmwares go: the start of the window that is theirs.
+pub const FIRMWARE_BASE: u64 = 0x2_0000;
 /// Offsets of fields of the ELF header (ELF-64 Object File Format, 3).
 pub const CLASS: usize = 4;
 /// Offset of `e_machine`, two bytes.
@@ -44,6 +46,12 @@ impl Elf {
     /// An image with this code at [`BASE`], where its PVH entry is.
     pub fn of_code(code: &[u8]) -> Self {
         Self::default().segment(BASE, code).entry(BASE as u32)
+    }
+
+    /// A firmware with this code at [`FIRMWARE_BASE`], where its PVH entry is.
+    pub fn of_firmware_code(code: &[u8]) -> Self {
+        let at = FIRMWARE_BASE;
+        Self::default().segment(at, code).entry(at as u32)
     }
 
     /// Adds a segment at this physical address.
@@ -133,6 +141,11 @@ impl Elf {
 
     /// Writes the file into a folder.
     pub fn write(&self, folder: &Path) -> PathBuf {
-        crate::file(folder, "image.elf", &self.bytes())
+        self.write_as(folder, "image.elf")
+    }
+
+    /// Writes the file into a folder, under this name.
+    pub fn write_as(&self, folder: &Path, name: &str) -> PathBuf {
+        crate::file(folder, name, &self.bytes())
     }
 }

@@ -64,7 +64,7 @@ pub fn exitvisor() -> &'static Path {
     &built().exitvisor
 }
 
-/// A built guest: `guest-kernel`, or one of `tests/guests/`.
+/// A built guest: `guest-kernel`, `firmware`, or one of `tests/guests/`.
 pub fn guest(name: &str) -> PathBuf {
     let path = built().guests.join(name);
     assert!(path.is_file(), "no such guest: {}", path.display());

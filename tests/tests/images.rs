@@ -6,7 +6,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use black_box::code::{hello, silent};
+use black_box::code::{hello, hello_firmware, silent};
 use black_box::elf::{BASE, CLASS, Elf, MACHINE, PHENTSIZE, PHNUM, PHOFF, SHOFF};
 use black_box::{Run, arg, command, file, finish, guest, needs_kvm, run, skip, unprivileged};
 use exitvisor::status::INPUT;
@@ -301,9 +301,13 @@ fn beside_a_good_image(options: &[&str], why: &[&str]) {
 #[test]
 fn the_kernel_behind_a_firmware() {
     needs_kvm!("the_kernel_behind_a_firmware");
-    let (folder, good) = booting();
+    let folder = tempdir().unwrap();
+    let firmware = hello_firmware().write(folder.path());
     let with = |kernel: &Path, why: &[&str]| {
-        beside_a_good_image(&["--firmware", &good, "--kernel", arg(kernel)], why)
+        beside_a_good_image(
+            &["--firmware", arg(&firmware), "--kernel", arg(kernel)],
+            why,
+        )
     };
     with(
         Path::new("/nowhere/kernel"),
@@ -312,7 +316,8 @@ fn the_kernel_behind_a_firmware() {
     with(folder.path(), &["kernel", "is not a regular file"]);
     with(&file(folder.path(), "empty", b""), &["kernel", "is empty"]);
     let large = folder.path().join("large");
-    for size in [3 << 20, 4 << 20, 1 << 40] {
+    // All above 1 MiB is just too little.
+    for size in [(3 << 20) + 1, 4 << 20, 1 << 40] {
         File::create(&large).unwrap().set_len(size).unwrap();
         let size = format!("kernel of {size} bytes does not fit");
         with(&large, &[&size, "give more with --memory"]);

@@ -21,8 +21,9 @@ const SAMPLING: Duration = Duration::from_millis(2);
 
 /// Measure boots of the default guest: medians, and ratios to what we aim at
 ///
-/// Each round boots twice: once undisturbed for the times (`exitvisor run`), once for exits and
-/// memory (`exitvisor profile`, watched through /proc/PID/smaps every 2 ms).
+/// Each round boots through the firmware and boots the kernel alone, each twice: once undisturbed
+/// for the times (`exitvisor run`), once for exits and memory (`exitvisor profile`, watched through
+/// /proc/PID/smaps every 2 ms).
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask bench
@@ -48,36 +49,49 @@ impl Bench {
     pub(crate) fn run(self) -> anyhow::Result<u8> {
         let built = build::build()?;
         let profile = workspace::output_folder()?.join("bench.json");
-        let boot = || {
+        let step = |command: &str, firmware: &Path| {
             Step::new(&built.exitvisor)
-                .args(["run", "--kernel"])
+                .args([command, "--firmware"])
+                .arg(firmware)
+                .arg("--kernel")
                 .arg(&built.guest_kernel)
         };
-        let measured_boot = || {
-            let step = Step::new(&built.exitvisor).args(["profile", "--kernel"]);
-            step.arg(&built.guest_kernel)
-                .args(["--memory", "64M", "--format", "json", "--output"])
-                .arg(&profile)
+        let boot = |firmware: &Path| step("run", firmware);
+        let measured_boot = |firmware: &Path| {
+            let options = ["--memory", "64M", "--format", "json", "--output"];
+            step("profile", firmware).args(options).arg(&profile)
         };
+        let ways = [built.firmware.as_path(), Path::new("none")];
 
         // The warm-up may speak on stderr: if nothing boots here, this is where it is said why.
-        let mut warm_up = boot();
-        warm_up.command().stdin(Stdio::null()).stdout(Stdio::null());
-        match warm_up.status()? {
-            0 => {}
-            status => return Ok(status),
+        for firmware in ways {
+            let mut warm_up = boot(firmware);
+            warm_up.command().stdin(Stdio::null()).stdout(Stdio::null());
+            match warm_up.status()? {
+                0 => {}
+                status => return Ok(status),
+            }
         }
-        eprintln!("+ {}   (times {})", boot(), self.runs);
-        eprintln!("+ {}   (times {})", measured_boot(), self.runs);
+        for firmware in ways {
+            eprintln!("+ {}   (times {})", boot(firmware), self.runs);
+            eprintln!("+ {}   (times {})", measured_boot(firmware), self.runs);
+        }
         let progress = ProgressBar::new(self.runs.into());
-        let mut rounds = Vec::new();
-        for _ in 0..self.runs {
-            let times = timed(boot())?;
-            let memory = watched(measured_boot())?;
-            rounds.push(Round {
+        let measure = |firmware: &Path| -> anyhow::Result<Boot> {
+            let times = timed(boot(firmware))?;
+            let memory = watched(measured_boot(firmware))?;
+            Ok(Boot {
                 times,
                 memory,
                 exits: Exits::of(&read(&profile)?),
+            })
+        };
+        let mut rounds = Vec::new();
+        for _ in 0..self.runs {
+            let [through_firmware, alone] = ways.map(measure);
+            rounds.push(Round {
+                through_firmware: through_firmware?,
+                alone: alone?,
             });
             progress.inc(1);
         }
@@ -98,6 +112,15 @@ impl Bench {
 /// What one round measured.
 #[derive(Clone, Copy, Debug)]
 struct Round {
+    /// The default: firmware, then kernel.
+    through_firmware: Boot,
+    /// The kernel, entered directly.
+    alone: Boot,
+}
+
+/// One way to boot, measured.
+#[derive(Clone, Copy, Debug)]
+struct Boot {
     times: Times,
     memory: Option<Besides>,
     exits: Exits,
@@ -115,6 +138,8 @@ struct Times {
 struct Exits {
     /// All that KVM counted (or, where it does not, all that were seen).
     total: f64,
+    /// Until the firmware had loaded the kernel, without the profiler's own; `None` without one.
+    firmware: Option<f64>,
     /// To userspace, without the profiler's own; `None` where another source counted.
     to_userspace: Option<f64>,
     /// The profiler's own at its gates, per answer; `None` if no question was asked.
@@ -124,8 +149,15 @@ struct Exits {
 /// The fields of a profile that are of interest here (`docs/profile-schema.md`).
 #[derive(Debug, Deserialize)]
 struct Profile {
+    milestones: Vec<Milestone>,
     total: Accounts,
     gates: Gates,
+}
+
+#[derive(Debug, Deserialize)]
+struct Milestone {
+    number: u32,
+    accounts: Accounts,
 }
 
 #[derive(Debug, Deserialize)]
@@ -163,11 +195,22 @@ impl Exits {
         let at_gates: u64 = at_gates.map(|reason| reason.own).sum();
         let answers = profile.gates.queries + profile.gates.hypercalls;
         let to_userspace: Option<u64> = total.reasons.iter().map(Reason::to_userspace).sum();
+        let loaded = profile.milestones.iter();
+        let mut loaded = loaded.filter(|m| m.number == exit_abi::milestone::KERNEL_LOADED);
         Self {
             total: total.total as f64,
+            firmware: loaded.next().map(|m| m.accounts.of_the_guest() as f64),
             to_userspace: to_userspace.map(|exits| (exits + total.other) as f64),
             per_query: (answers > 0).then(|| at_gates as f64 / answers as f64),
         }
+    }
+}
+
+impl Accounts {
+    /// All exits but the profiler's own.
+    fn of_the_guest(&self) -> u64 {
+        let own: u64 = self.reasons.iter().map(|reason| reason.own).sum();
+        self.total.saturating_sub(own)
     }
 }
 
@@ -302,25 +345,44 @@ fn figures(rounds: &[Round]) -> Vec<Figure> {
             ratio,
         }
     };
+    let boot: fn(&Round) -> Boot = |round| round.through_firmware;
+    let alone: fn(&Round) -> Boot = |round| round.alone;
     vec![
-        figure("CPU time of a boot", "s", Some(0.4), &|round| {
-            Some(round.times.cpu)
+        figure("CPU time of a boot", "s", Some(0.6), &|round| {
+            Some(boot(round).times.cpu)
+        }),
+        figure("… kernel alone", "s", Some(0.4), &|round| {
+            Some(alone(round).times.cpu)
         }),
         figure("wall time of a boot", "s", None, &|round| {
-            Some(round.times.wall)
+            Some(boot(round).times.wall)
+        }),
+        figure("… kernel alone", "s", None, &|round| {
+            Some(alone(round).times.wall)
         }),
         figure("exits to userspace but own", "", Some(39.0), &|round| {
-            round.exits.to_userspace
+            boot(round).exits.to_userspace
         }),
-        figure("exits, all", "", None, &|round| Some(round.exits.total)),
+        figure("… kernel alone", "", Some(39.0), &|round| {
+            alone(round).exits.to_userspace
+        }),
+        figure("exits until kernel loaded", "", None, &|round| {
+            boot(round).exits.firmware
+        }),
+        figure("exits, all", "", None, &|round| {
+            Some(boot(round).exits.total)
+        }),
+        figure("… kernel alone", "", None, &|round| {
+            Some(alone(round).exits.total)
+        }),
         figure("own exits per gate query", "", Some(2.0), &|round| {
-            round.exits.per_query
+            boot(round).exits.per_query
         }),
         figure("memory besides guest RAM", "MiB", Some(5.0), &|round| {
-            Some(round.memory?.resident as f64 / MIB)
+            Some(boot(round).memory?.resident as f64 / MIB)
         }),
         figure("… of it private", "MiB", None, &|round| {
-            Some(round.memory?.private as f64 / MIB)
+            Some(boot(round).memory?.private as f64 / MIB)
         }),
     ]
 }
@@ -368,7 +430,15 @@ mod tests {
     use super::*;
 
     fn round(cpu: f64, to_userspace: Option<f64>) -> Round {
+        let alone = boot(cpu / 2.0, to_userspace, None);
         Round {
+            through_firmware: boot(cpu, to_userspace, Some(24.0)),
+            alone,
+        }
+    }
+
+    fn boot(cpu: f64, to_userspace: Option<f64>, firmware: Option<f64>) -> Boot {
+        Boot {
             times: Times {
                 cpu,
                 wall: cpu + 0.01,
@@ -379,6 +449,7 @@ mod tests {
             }),
             exits: Exits {
                 total: 120.0,
+                firmware,
                 to_userspace,
                 per_query: Some(1.0),
             },
@@ -407,7 +478,16 @@ mod tests {
                 source,
             }
         };
+        let at = |number, total| Milestone {
+            number,
+            accounts: Accounts {
+                total,
+                other: 0,
+                reasons: vec![reason(30, 9, 5, 9, "KVM_RUN")],
+            },
+        };
         let mut profile = Profile {
+            milestones: vec![at(3, 30), at(4, 70), at(5, 80)],
             total: Accounts {
                 total: 120,
                 other: 1,
@@ -424,6 +504,7 @@ mod tests {
         };
         let exits = Exits {
             total: 120.0,
+            firmware: Some(65.0),
             to_userspace: Some(24.0),
             per_query: Some(1.0),
         };
@@ -439,6 +520,7 @@ mod tests {
             .push(reason(48, 9, 0, 9, "kernel ledger"));
         let exits = Exits {
             total: 120.0,
+            firmware: Some(65.0),
             to_userspace: None,
             per_query: None,
         };
@@ -456,9 +538,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_shown_is_a_dash() {
-        let rounds = [Round {
+        let bare = Boot {
             memory: None,
-            ..round(0.25, None)
+            ..boot(0.25, None, None)
+        };
+        let rounds = [Round {
+            through_firmware: bare,
+            alone: bare,
         }];
         insta::assert_snapshot!(table(&Result {
             runs: 1,

@@ -11,19 +11,21 @@ use clap::error::ErrorKind;
 use indicatif::ProgressBar;
 
 use crate::build::{self, Built};
-use crate::run::value_of;
+use crate::run::{value_of, with_defaults};
 use crate::step::{self, Step};
 use crate::{signals, workspace};
 
 /// Boot a guest and show what each step of its boot cost in VM exits
 ///
-/// Writes the profile as JSON, text and CSV under target/exitvisor/ and prints the text. All other
+/// Without --kernel the guest is this project's guest kernel, without --firmware it is booted through
+/// this project's firmware. Writes the profile as JSON, text and CSV under target/exitvisor/ and prints the text. All other
 /// options go to `exitvisor profile`. A run that is cut short is shown all the same; the exit
 /// status is that of the first run that did not end with 0.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask boot-profile
   cargo xtask boot-profile --runs 5
+  cargo xtask boot-profile --firmware none
   cargo xtask boot-profile --cmdline workload=pio:500 --timeout 10s")]
 pub(crate) struct BootProfile {
     /// Boot so many times and show the spread
@@ -120,11 +122,9 @@ impl BootProfile {
     }
 
     fn step(&self, built: &Built, profile: &Path) -> Step {
-        let mut step = Step::new(&built.exitvisor).arg("profile");
-        if value_of(&self.options, "--kernel").is_none() {
-            step = step.arg("--kernel").arg(&built.guest_kernel);
-        }
-        step = step.args(["--format", "json", "--output"]).arg(profile);
+        let step = Step::new(&built.exitvisor).arg("profile");
+        let step = with_defaults(step, built, &self.options);
+        let step = step.args(["--format", "json", "--output"]).arg(profile);
         step.args(&self.options)
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask build`: exitvisor for the host, the guests for bare metal, both optimised.
+//! `cargo xtask build`: exitvisor for the host, firmware and guests for bare metal, all optimised.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::step::{self, Ended, Step};
 use crate::toolchain::{self, GUEST_TARGET};
 use crate::workspace;
 
-/// Build exitvisor and its guests; add the Rust target if it is missing
+/// Build exitvisor, its firmware and its guests; add the Rust target if it is missing
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask build
@@ -24,6 +24,8 @@ pub(crate) struct Build {}
 pub(crate) struct Built {
     /// The hypervisor.
     pub(crate) exitvisor: PathBuf,
+    /// The firmware that the default guest is booted through.
+    pub(crate) firmware: PathBuf,
     /// The default guest.
     pub(crate) guest_kernel: PathBuf,
 }
@@ -32,19 +34,21 @@ impl Build {
     /// Builds, and says where things are.
     pub(crate) fn run(self) -> anyhow::Result<u8> {
         let built = build()?;
-        for path in [built.exitvisor, built.guest_kernel] {
+        for path in [built.exitvisor, built.guest_kernel, built.firmware] {
             println!("{}", Path::new(workspace::shown(&path)).display());
         }
         Ok(0)
     }
 }
 
-/// Builds exitvisor and all guests.
+/// Builds exitvisor, the firmware and all guests.
 pub(crate) fn build() -> anyhow::Result<Built> {
     toolchain::ensure_guest_target()?;
     let host = executables(Step::cargo().args(["build", "--release", "--package", "exitvisor"]))?;
     let guests = executables(
         for_guests(Step::cargo().args(["build", "--release"])).args([
+            "--package",
+            "firmware",
             "--package",
             "guest-kernel",
             "--package",
@@ -52,8 +56,9 @@ pub(crate) fn build() -> anyhow::Result<Built> {
         ]),
     )?;
     Ok(Built {
-        exitvisor: named(host, "exitvisor")?,
-        guest_kernel: named(guests, "guest-kernel")?,
+        exitvisor: named(&host, "exitvisor")?,
+        firmware: named(&guests, "firmware")?,
+        guest_kernel: named(&guests, "guest-kernel")?,
     })
 }
 
@@ -109,9 +114,8 @@ fn executables(step: Step) -> anyhow::Result<Vec<(String, PathBuf)>> {
     }
 }
 
-fn named(found: Vec<(String, PathBuf)>, name: &str) -> anyhow::Result<PathBuf> {
-    let wanted = found.into_iter().find(|(found, _)| found == name);
-    Ok(wanted
-        .with_context(|| format!("cargo built no executable named {name}"))?
-        .1)
+fn named(found: &[(String, PathBuf)], name: &str) -> anyhow::Result<PathBuf> {
+    let wanted = found.iter().find(|(found, _)| found == name);
+    let (_, path) = wanted.with_context(|| format!("cargo built no executable named {name}"))?;
+    Ok(path.clone())
 }

@@ -4,16 +4,18 @@ use std::ffi::{OsStr, OsString};
 
 use clap::Args;
 
-use crate::build;
+use crate::build::{self, Built};
 use crate::step::Step;
 
 /// Boot a guest: build all, then `exitvisor run`
 ///
 /// Everything that follows goes to `exitvisor run`, whose exit status is the one you get. Without
-/// --kernel the guest is this project's guest kernel.
+/// --kernel the guest is this project's guest kernel, without --firmware it is booted through this
+/// project's firmware; --firmware none enters the kernel directly.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask run
+  cargo xtask run --firmware none
   cargo xtask run --cmdline 'workload=cpuid:1000,pio:500 queries=5'
   cargo xtask run --kernel my-kernel --memory 128M --timeout 10s")]
 pub(crate) struct Run {
@@ -30,12 +32,23 @@ impl Run {
     /// Builds and becomes exitvisor; returns only if that fails.
     pub(crate) fn run(self) -> anyhow::Result<u8> {
         let built = build::build()?;
-        let mut step = Step::new(&built.exitvisor).arg("run");
-        if value_of(&self.options, "--kernel").is_none() {
-            step = step.arg("--kernel").arg(&built.guest_kernel);
-        }
+        let step = Step::new(&built.exitvisor).arg("run");
+        let step = with_defaults(step, &built, &self.options);
         Err(step.args(&self.options).exec())
     }
+}
+
+/// Adds what is booted by default, as far as `options` do not name it.
+pub(crate) fn with_defaults(mut step: Step, built: &Built, options: &[OsString]) -> Step {
+    for (name, path) in [
+        ("--firmware", &built.firmware),
+        ("--kernel", &built.guest_kernel),
+    ] {
+        if value_of(options, name).is_none() {
+            step = step.arg(name).arg(path);
+        }
+    }
+    step
 }
 
 /// The value that `options` give to `name`, as `--name VALUE` or `--name=VALUE`.

@@ -80,6 +80,14 @@ pub enum ElfError {
     /// Below 1 MiB: start info, command line and holes live there.
     #[error("has a segment at {0:#x}, below 1 MiB, where the boot information goes")]
     TooLow(u64),
+    /// A firmware's segment outside the firmware's window.
+    #[error(
+        "has a segment at {0:#x}..{1:#x}, outside {window_start:#x}..{window_end:#x}, the place of a \
+         firmware",
+        window_start = layout::FIRMWARE,
+        window_end = layout::FIRMWARE_END
+    )]
+    OutsideWindow(u64, u64),
     /// Two segments over each other.
     #[error("has segments over each other, at {0:#x} and {1:#x}")]
     Overlap(u64, u64),
@@ -95,6 +103,34 @@ pub enum ElfError {
     /// linux-loader refused it.
     #[error("cannot be loaded: {0}")]
     Load(#[source] linux_loader::loader::Error),
+}
+
+/// What an image is: that decides where it may lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A kernel: from 1 MiB up.
+    Kernel,
+    /// A firmware: within [`layout::FIRMWARE`], where no kernel can be.
+    Firmware,
+}
+
+impl Role {
+    /// Its name in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Firmware => "firmware",
+        }
+    }
+
+    fn check(self, start: u64, end: u64) -> Result<(), ElfError> {
+        let inside = layout::FIRMWARE <= start && end <= layout::FIRMWARE_END;
+        match self {
+            Self::Kernel if start < layout::HIGH_START => Err(ElfError::TooLow(start)),
+            Self::Firmware if !inside => Err(ElfError::OutsideWindow(start, end)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// An image that passed the checks.
@@ -305,13 +341,17 @@ impl Image {
         })
     }
 
-    /// Checks the segments against guest memory and what is loaded already, then loads them.
-    pub fn load(&mut self, memory: &Memory, taken: &[(u64, u64)]) -> Result<(), ElfError> {
+    /// Checks the segments against guest memory, the image's role and what is loaded already, then
+    /// loads them.
+    pub fn load(
+        &mut self,
+        memory: &Memory,
+        role: Role,
+        taken: &[(u64, u64)],
+    ) -> Result<(), ElfError> {
         let size: u64 = memory.iter().map(|r| r.len()).sum();
         for &(start, end) in &self.segments {
-            if start < layout::HIGH_START {
-                return Err(ElfError::TooLow(start));
-            }
+            role.check(start, end)?;
             let length = usize::try_from(end - start).unwrap_or(usize::MAX);
             if !memory.check_range(GuestAddress(start), length) {
                 return Err(ElfError::Outside {
@@ -487,7 +527,9 @@ mod tests {
         let load = |paddr: u64, taken: &[(u64, u64)]| {
             let mut notes = Vec::new();
             notes.extend(note(b"Xen\0", 18, &(paddr as u32).to_le_bytes()));
-            parse(&image(&notes, paddr)).unwrap().load(&memory, taken)
+            parse(&image(&notes, paddr))
+                .unwrap()
+                .load(&memory, Role::Kernel, taken)
         };
         assert!(load(0x10_0000, &[]).is_ok());
         assert!(matches!(load(0x8_0000, &[]), Err(ElfError::TooLow(_))));
@@ -497,6 +539,26 @@ mod tests {
         ));
         let over = load(0x10_0000, &[(0x10_0010, 0x10_0011)]);
         assert!(matches!(over, Err(ElfError::OverOther(_))));
+    }
+
+    #[test]
+    fn a_firmware_stays_in_its_window() {
+        let memory = crate::memory::map(4 << 20).unwrap();
+        let load = |paddr: u64| {
+            let notes = note(b"Xen\0", 18, &(paddr as u32).to_le_bytes());
+            let mut image = parse(&image(&notes, paddr)).unwrap();
+            image.load(&memory, Role::Firmware, &[])
+        };
+        let (start, end) = (layout::FIRMWARE, layout::FIRMWARE_END);
+        // 32 bytes each.
+        assert!(load(start).is_ok());
+        assert!(load(end - 32).is_ok());
+        for paddr in [0, start - 1, end - 31, layout::LOW_END, layout::HIGH_START] {
+            let refused = load(paddr);
+            assert!(matches!(refused, Err(ElfError::OutsideWindow(s, _)) if s == paddr));
+        }
+        let message = load(0).unwrap_err().to_string();
+        assert!(message.contains("outside 0x20000..0x80000"), "{message}");
     }
 
     proptest! {
@@ -509,7 +571,7 @@ mod tests {
             }
             if let Ok(mut image) = parse(&bytes) {
                 let memory = crate::memory::map(4 << 20).unwrap();
-                let _ = image.load(&memory, &[]);
+                let _ = image.load(&memory, Role::Kernel, &[]);
             }
         }
     }
