@@ -168,7 +168,7 @@ fn a_dump_on_a_full_disk() {
 }
 
 /// A guest that makes comparisons, and exits with the number of the first that fails, or 0.
-fn checking(checks: &[&[u8]]) -> Elf {
+fn checking(checks: &[&[u8]]) -> Vec<u8> {
     // mov dx, 0xE08; out dx, al; hlt
     const EXIT: [u8; 6] = [0x66, 0xBA, 0x08, 0x0E, 0xEE, 0xF4];
     let mut code = Vec::new();
@@ -185,12 +185,12 @@ fn checking(checks: &[&[u8]]) -> Elf {
         code[jump - 4..jump].copy_from_slice(&((exit - jump) as u32).to_le_bytes());
     }
     code.extend(EXIT);
-    Elf::of_code(&code)
+    code
 }
 
 /// A guest that looks at its start info: two modules, the first of this name, the second the device
 /// tree; and an RSDP. `first` compares the first module's size.
-fn looking(name: &[u8; 4], first: &[u8]) -> Elf {
+fn looking(name: &[u8; 4], first: &[u8]) -> Vec<u8> {
     let first_name = [&[0x8B, 0x7E, 0x10, 0x81, 0x3F][..], name].concat();
     checking(&[
         &[0x83, 0x7B, 0x0C, 2], // cmp dword [ebx + 12], 2: the number of modules
@@ -206,8 +206,8 @@ fn looking(name: &[u8; 4], first: &[u8]) -> Elf {
 fn the_hand_over_leads_to_both_descriptions() {
     needs_kvm!("the_hand_over_leads_to_both_descriptions");
     let folder = tempdir().unwrap();
-    let boot = |elf: Elf, options: &[&str]| {
-        let image = elf.write(folder.path());
+    let boot = |code: Vec<u8>, options: &[&str]| {
+        let image = Elf::of_code(&code).write(folder.path());
         run(&[&["run", "--kernel", arg(&image)], options].concat()).expect_status(0)
     };
     // Without an initrd an empty module stands first: cmp dword [esi + 8], 0.
@@ -216,7 +216,7 @@ fn the_hand_over_leads_to_both_descriptions() {
     let size_is_5 = [0x83, 0x7E, 0x08, 5];
     boot(looking(b"init", &size_is_5), &["--initrd", arg(&five)]);
     // A firmware gets the kernel there.
-    let firmware = looking(b"kern", &size_is_5).write(folder.path());
+    let firmware = Elf::of_firmware_code(&looking(b"kern", &size_is_5)).write(folder.path());
     let args = ["run", "--firmware", arg(&firmware), "--kernel", arg(&five)];
     run(&args).expect_status(0);
 }
@@ -227,7 +227,7 @@ fn the_8259s_come_masked() {
     needs_kvm!("the_8259s_come_masked");
     let folder = tempdir().unwrap();
     let masks = [0xE4, 0x21, 0x88, 0xC3, 0xE4, 0xA1, 0x20, 0xD8, 0x3C, 0xFF];
-    let image = checking(&[&masks]).write(folder.path());
+    let image = Elf::of_code(&checking(&[&masks])).write(folder.path());
     run(&["run", "--kernel", arg(&image)]).expect_status(0);
 }
 
