@@ -213,6 +213,15 @@ pub fn kvm() -> Option<KvmKind> {
     usable.then(exitvisor::host::kvm_kind)
 }
 
+/// Whether the host has so much memory; if not, part of the test `name` is skipped.
+pub fn host_has(name: &str, mib: u64) -> bool {
+    let has = exitvisor::memory::host_total().is_none_or(|total| mib << 20 <= total);
+    if !has {
+        skip(name, &format!("{mib} MiB is more than this host has"));
+    }
+    has
+}
+
 /// Says that a test cannot run here, in the words that `cargo xtask test` collects.
 pub fn skip(name: &str, why: &str) {
     let line = format!("skipped: {name}: {why}\n");

@@ -1,6 +1,6 @@
 //! The guest kernel: milestones, exit log, workloads with their exact deltas.
 
-use black_box::{Run, kvm, needs_kvm, profile, run, skip};
+use black_box::{Run, host_has, kvm, needs_kvm, profile, run, skip};
 use exitvisor::profile::{KvmKind, Milestone, Profile};
 
 /// The guest's exits of a reason at a milestone.
@@ -157,11 +157,11 @@ fn workloads_that_the_kernel_side_sees() {
 }
 
 #[test]
-fn a_string_is_one_exit_or_one_for_each_byte() {
-    needs_kvm!("a_string_is_one_exit_or_one_for_each_byte");
+fn a_string_is_one_exit_or_about_one_for_each_byte() {
+    needs_kvm!("a_string_is_one_exit_or_about_one_for_each_byte");
     let run = kernel("workload=outs:25 log=off", &[]).expect_status(0);
     let grown = between(&run.profile(), "devices", "workload", 30);
-    assert!(grown == 25 || grown == 25 * 16, "{grown}");
+    assert!([25, 25 * 16, 25 * 17].contains(&grown), "{grown}");
     if kvm() == Some(KvmKind::Software) {
         assert_eq!(grown, 25 * 16, "interpreted byte by byte");
     }
@@ -207,8 +207,8 @@ fn fresh_pages_run_out() {
 fn memory_above_4_gib_is_mapped_when_it_is_wanted() {
     let name = "memory_above_4_gib_is_mapped_when_it_is_wanted";
     needs_kvm!("memory_above_4_gib_is_mapped_when_it_is_wanted");
-    if exitvisor::memory::host_total().is_some_and(|host| host < 5 << 30) {
-        return skip(name, "the host has less than 5 GiB");
+    if !host_has(name, 5120) {
+        return;
     }
     for memory in ["3G", "5G"] {
         // Two large pages and a bit, from the top.
@@ -437,22 +437,10 @@ fn it_resets_itself_as_often_as_asked() {
 #[test]
 fn many_memory_sizes() {
     needs_kvm!("many_memory_sizes");
-    let host = exitvisor::memory::host_total().unwrap_or(u64::MAX);
-    for (memory, mib) in [
-        ("2M", 2),
-        ("32M", 32),
-        ("64M", 64),
-        ("3G", 3072),
-        ("5G", 5120),
-    ] {
-        if mib << 20 > host {
-            skip(
-                "many_memory_sizes",
-                &format!("{memory} is more than this host has"),
-            );
-            continue;
+    for mib in [2, 32, 64, 3072, 5120] {
+        if host_has("many_memory_sizes", mib) {
+            profile("guest-kernel", &["--memory", &format!("{mib}M")]).expect_status(0);
         }
-        profile("guest-kernel", &["--memory", memory]).expect_status(0);
     }
 }
 
