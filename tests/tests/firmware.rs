@@ -10,7 +10,7 @@ use black_box::elf::{BASE, CLASS, Elf, FIRMWARE_BASE, MACHINE};
 use black_box::{Run, arg, file, guest, host_has, needs_kvm, run};
 use exit_abi::{note, status::firmware as status};
 use exitvisor::profile::Profile;
-use exitvisor::status::INPUT;
+use exitvisor::status::{INPUT, TRIPLE_FAULT};
 use tempfile::tempdir;
 
 /// Profiles a kernel behind the firmware; its console is on standard error.
@@ -74,6 +74,43 @@ fn milestones_are_complete_and_in_order() {
         assert!(pair[0].accounts.total <= pair[1].accounts.total);
     }
     assert_eq!(through.total.other, 0);
+}
+
+#[test]
+fn every_way_to_boot() {
+    needs_kvm!("every_way_to_boot");
+    let (firmware, kernel) = (guest("firmware"), guest("guest-kernel"));
+    for firmware in [arg(&firmware), "none"] {
+        for cpus in [1, 2, 4] {
+            for layout in ["classic", "reversed"] {
+                let count = cpus.to_string();
+                let options = ["--cpus", &count, "--leaves", layout, "--timeout", "30s"];
+                let images = ["--firmware", firmware, "--kernel", arg(&kernel)];
+                let run = run(&[
+                    &["profile", "--format", "json"],
+                    &images[..],
+                    &options[..],
+                    &["--cmdline", "workload=pio:50"],
+                ]
+                .concat());
+                let profile = run.expect_status(0).profile();
+                let smp = profile.milestones.iter().filter(|m| m.name == "SMP");
+                assert_eq!(smp.count(), cpus, "one for each CPU");
+                let with = names(&profile).contains(&"kernel loaded");
+                assert_eq!(with, firmware != "none");
+                let io = |name: &str| {
+                    let at = profile.milestones.iter().find(|m| m.name == name).unwrap();
+                    let io = at.accounts.reasons.iter().find(|r| r.reason == 30);
+                    io.map_or(0, |r| r.exits - r.own)
+                };
+                assert_eq!(
+                    io("workload") - io("devices"),
+                    50,
+                    "{firmware} {cpus} {layout}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -172,6 +209,13 @@ fn nothing_of_it_is_needed_once_the_kernel_runs() {
     needs_kvm!("nothing_of_it_is_needed_once_the_kernel_runs");
     let profile = profile("rewriter", &[]).expect_status(0).profile();
     assert_eq!(profile.milestones.last().unwrap().name, "done");
+}
+
+#[test]
+fn a_kernel_that_wrecks_its_page_tables() {
+    needs_kvm!("a_kernel_that_wrecks_its_page_tables");
+    let run = profile("rewriter", &["--cmdline", "1"]).expect_status(TRIPLE_FAULT);
+    assert!(run.profile().end.detail.contains("triple fault on vCPU 0"));
 }
 
 #[test]
