@@ -25,6 +25,9 @@ fn boot(start_info: u32) -> Result<core::convert::Infallible, Error> {
     let list = info.module_list(&Identity)?;
     let modules = Modules::read(&Identity, list, &ram)?;
     let cmdline = info.cmdline(&Identity)?;
+    if start_info::has_word(cmdline, "firmware-crash") {
+        guest_kernel::arch::crash::undefined();
+    }
     let leaves = match modules.device_tree() {
         Some(tree) => device_tree::take_into_use(modules::bytes(&Identity, tree)?)?,
         None => None,

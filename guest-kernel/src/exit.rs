@@ -35,16 +35,22 @@ fn crash_with(print: impl FnOnce()) -> ! {
 
 /// What `entry!`'s panic handler does: one line, then the end as crashed.
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
-    crash_with(|| println(format_args!("guest panic: {info}")))
+    panicked_in("guest", info)
 }
 
-/// What becomes of an exception that nobody expected: it is printed, then the end as crashed.
-pub fn trapped(frame: &Frame, cr2: u64) -> ! {
+/// The same for a program of another name.
+pub fn panicked_in(program: &str, info: &PanicInfo<'_>) -> ! {
+    crash_with(|| println(format_args!("{program} panic: {info}")))
+}
+
+/// What becomes of an exception that nobody expected in `program`: it is printed, then the end as
+/// crashed.
+pub fn trapped(program: &str, frame: &Frame, cr2: u64) -> ! {
     crash_with(|| {
         let f = frame;
         let name = exception_name(f.vector);
         println(format_args!(
-            "guest crash: exception {} ({name}), error code {:#x}, rip {:#x}, cr2 {cr2:#x}",
+            "{program} crash: exception {} ({name}), error code {:#x}, rip {:#x}, cr2 {cr2:#x}",
             f.vector, f.error_code, f.rip
         ));
         println(format_args!(

@@ -10,7 +10,7 @@ use black_box::elf::{BASE, CLASS, Elf, FIRMWARE_BASE, MACHINE};
 use black_box::{Run, arg, file, guest, host_has, needs_kvm, run};
 use exit_abi::{note, status::firmware as status};
 use exitvisor::profile::Profile;
-use exitvisor::status::{INPUT, TRIPLE_FAULT};
+use exitvisor::status::{CRASH, INPUT, TRIPLE_FAULT};
 use tempfile::tempdir;
 
 /// Profiles a kernel behind the firmware; its console is on standard error.
@@ -74,6 +74,16 @@ fn milestones_are_complete_and_in_order() {
         assert!(pair[0].accounts.total <= pair[1].accounts.total);
     }
     assert_eq!(through.total.other, 0);
+}
+
+#[test]
+fn an_exception_in_it_is_printed() {
+    needs_kvm!("an_exception_in_it_is_printed");
+    let run = profile("guest-kernel", &["--cmdline", "firmware-crash"]).expect_status(CRASH);
+    let run = run.expect_stderr(&["firmware crash: exception 6 (#UD)", "rip 0x2", "rflags"]);
+    let profile = run.profile();
+    assert_eq!(profile.milestones.last().unwrap().name, "long mode");
+    assert!(profile.end.cut_short);
 }
 
 #[test]

@@ -60,7 +60,7 @@ core::arch::global_asm!(
 /// Called by the stubs.
 #[cfg(target_os = "none")]
 extern "sysv64" fn trapped(frame: &guest_kernel::arch::traps::Frame) -> ! {
-    crate::end::trapped(frame, guest_kernel::arch::cpu::cr2())
+    guest_kernel::exit::trapped("firmware", frame, guest_kernel::arch::cpu::cr2())
 }
 
 /// One gate each, as two quadwords.

@@ -8,6 +8,13 @@ pub fn page_fault() -> ! {
     unsafe { core::arch::asm!("mov byte ptr [{}], 0", in(reg) 0_u64, options(nostack, noreturn)) }
 }
 
+/// Executes UD2: an invalid opcode that nobody expects.
+#[cfg(target_os = "none")]
+pub fn undefined() -> ! {
+    // SAFETY: UD2 raises #UD and never completes; the handler ends the VM.
+    unsafe { core::arch::asm!("ud2", options(nomem, nostack, noreturn)) }
+}
+
 /// Runs the stack into its guard page: the page fault has no stack to go to and becomes a double
 /// fault, which has one.
 #[cfg(target_os = "none")]
@@ -22,6 +29,12 @@ pub fn stack_overflow() -> ! {
             options(noreturn)
         )
     }
+}
+
+/// The host does not die.
+#[cfg(not(target_os = "none"))]
+pub fn undefined() -> ! {
+    super::cpu::stop()
 }
 
 /// The host does not die.

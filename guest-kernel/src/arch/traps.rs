@@ -115,7 +115,7 @@ extern "sysv64" fn handle(frame: &mut Frame) {
         _ => {
             let address = cpu::cr2();
             if !fault::recover(frame, address) {
-                crate::exit::trapped(frame, address)
+                crate::exit::trapped("guest", frame, address)
             }
         }
     }
