@@ -9,7 +9,7 @@ pub trait Physical {
     fn slice(&self, start: u64, length: u64) -> Option<&[u8]>;
 }
 
-/// Physical memory as the firmware's page tables map it: one to one, up to [`paging::mapped`].
+/// Physical memory as the firmware's page tables map it: one to one, up to [`super::paging::mapped`].
 pub struct Identity;
 
 /// Where the firmware itself lies, its tables, its stack and its statics included.
@@ -63,7 +63,7 @@ impl Physical for Identity {
 /// # Safety
 ///
 /// The `length` bytes at `to`, at least as many as `bytes`, must be RAM below
-/// [`paging::mapped`] that nothing else uses, `bytes` included.
+/// [`super::paging::mapped`] that nothing else uses, `bytes` included.
 #[cfg(target_os = "none")]
 pub unsafe fn fill(to: u64, bytes: &[u8], length: u64) {
     let copied = bytes.len() as u64;
