@@ -96,7 +96,7 @@ impl Kind {
     pub const fn expected(self, count: u64, strays: u64) -> Expected {
         match self {
             // One exit for each instruction; or for each byte; or for each byte and one more, in
-            // which KVM finds that nothing is left to do (kvm_amd, Linux 6.12).
+            // which KVM finds that nothing is left to do (kvm_amd and kvm_intel, Linux 6.12).
             Self::Outs => {
                 let bytes = count * STRING.len() as u64;
                 Expected::OneOf([count, bytes, bytes + count])
