@@ -471,10 +471,10 @@ impl Vcpu {
         // SAFETY: KVM_RUN returned KVM_EXIT_IO, for which `io` is the member of the union that KVM
         // filled in; reading its size changes nothing.
         let width = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
+        let width = usize::from(width.max(1));
         // Pointer and length come from the slice that kvm-ioctls made of the vCPU's mapped
         // kvm_run area. The mapping lives as long as `self.fd`; KVM writes it only inside KVM_RUN,
         // which is not called while this slice lives; `get_kvm_run` is not called either.
-        let width = usize::from(width.max(1));
         if io.out {
             // SAFETY: as said above.
             let data = unsafe { std::slice::from_raw_parts(io.data.cast_const(), io.len) };

@@ -188,7 +188,7 @@ impl Books {
         self.vcpus.len()
     }
 
-    /// Figures of one vCPU, into `scratch.vcpu`.
+    /// Figures of one vCPU, by way of `sample`.
     fn read_vcpu(book: &VcpuBook, sample: &mut Sample, into: &mut Figures) {
         *into = Figures::default();
         let mut total = None;

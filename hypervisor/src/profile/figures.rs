@@ -107,8 +107,14 @@ fn saturate(sum: u128) -> u64 {
     u64::try_from(sum).unwrap_or(u64::MAX)
 }
 
-fn ranked(mut parts: Vec<Part>) -> Vec<Part> {
-    parts.retain(|p| p.exits > 0);
+/// What there is of these causes, most frequent first (equals: by number).
+fn ranked(reasons: impl Iterator<Item = (u8, u64)>, other: u64, residual: u64) -> Vec<Part> {
+    let reasons = reasons.map(|(reason, exits)| (Cause::Reason(reason), exits));
+    let mut parts: Vec<Part> = reasons
+        .chain([(Cause::Other, other), (Cause::Residual, residual)])
+        .map(|(cause, exits)| Part { cause, exits })
+        .filter(|p| p.exits > 0)
+        .collect();
     parts.sort_by_key(|p| (Reverse(p.exits), p.cause));
     parts
 }
@@ -203,23 +209,8 @@ impl Accounts {
 
     /// The guest's exits by cause, most frequent first.
     pub fn ranking(&self) -> Vec<Part> {
-        let mut parts: Vec<Part> = self
-            .reasons
-            .iter()
-            .map(|r| Part {
-                cause: Cause::Reason(r.reason),
-                exits: r.guest_exits(),
-            })
-            .collect();
-        parts.push(Part {
-            cause: Cause::Other,
-            exits: self.other,
-        });
-        parts.push(Part {
-            cause: Cause::Residual,
-            exits: self.residual,
-        });
-        ranked(parts)
+        let reasons = self.reasons.iter().map(|r| (r.reason, r.guest_exits()));
+        ranked(reasons, self.other, self.residual)
     }
 
     /// What was added since an earlier snapshot. Nothing is ever negative.
@@ -254,23 +245,8 @@ impl Delta {
 
     /// The new exits of the guest's by cause, most frequent first.
     pub fn ranking(&self) -> Vec<Part> {
-        let mut parts: Vec<Part> = self
-            .reasons
-            .iter()
-            .map(|r| Part {
-                cause: Cause::Reason(r.reason),
-                exits: r.exits,
-            })
-            .collect();
-        parts.push(Part {
-            cause: Cause::Other,
-            exits: self.other,
-        });
-        parts.push(Part {
-            cause: Cause::Residual,
-            exits: self.residual,
-        });
-        ranked(parts)
+        let reasons = self.reasons.iter().map(|r| (r.reason, r.exits));
+        ranked(reasons, self.other, self.residual)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 
 use exit_abi::reason::Reason;
@@ -165,11 +165,6 @@ impl StatsSource {
             into.rows[reason.index()].exits = offset.map_or(0, at);
         }
         Ok(())
-    }
-
-    /// The descriptor, for those who drop privileges.
-    pub fn as_raw_fd(&self) -> i32 {
-        self.file.as_raw_fd()
     }
 }
 
