@@ -1,14 +1,11 @@
 //! Exceptions: none is expected, so each prints what the CPU knew and ends the VM as crashed.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use guest_kernel::arch::idt::{self, Gate};
 
 use super::gdt;
 
 /// The CPU's own vectors.
 const VECTORS: usize = 32;
-/// Exceptions that push an error code, one bit each (SDM vol. 3A, table 6-1).
-#[cfg_attr(not(target_os = "none"), allow(dead_code))]
-const WITH_ERROR_CODE: u64 = 1 << 8 | 0x1F << 10 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
 /// Bytes from one stub to the next.
 const STUB: u64 = 16;
 
@@ -53,7 +50,7 @@ core::arch::global_asm!(
     ".popsection",
     vectors = const VECTORS,
     stub = const STUB,
-    with_error_code = const WITH_ERROR_CODE,
+    with_error_code = const idt::WITH_ERROR_CODE,
     trapped = sym trapped,
 );
 
@@ -63,23 +60,14 @@ extern "sysv64" fn trapped(frame: &guest_kernel::arch::traps::Frame) -> ! {
     guest_kernel::exit::trapped("firmware", frame, guest_kernel::arch::cpu::cr2())
 }
 
-/// One gate each, as two quadwords.
-static IDT: [[AtomicU64; 2]; VECTORS] = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; VECTORS];
-
-/// An interrupt gate for CPL 0 (SDM vol. 3A, figure 6-8).
-const fn interrupt_gate(handler: u64) -> [u64; 2] {
-    let low =
-        handler & 0xFFFF | (gdt::CODE64 as u64) << 16 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48;
-    [low, handler >> 32]
-}
+/// One gate each.
+static IDT: [Gate; VECTORS] = [const { idt::empty() }; VECTORS];
 
 /// Writes the IDT and loads it: from here on exceptions are caught.
 pub fn install() {
     let mut stub = stubs();
     for gate in &IDT {
-        let [low, high] = interrupt_gate(stub);
-        gate[0].store(low, Ordering::Relaxed);
-        gate[1].store(high, Ordering::Relaxed);
+        idt::set(gate, stub, gdt::CODE64, 0);
         stub += STUB;
     }
     load();
@@ -100,32 +88,9 @@ fn stubs() -> u64 {
 
 #[cfg(target_os = "none")]
 fn load() {
-    #[repr(C, packed)]
-    struct Pointer {
-        limit: u16,
-        base: u64,
-    }
-    let pointer = Pointer {
-        limit: (size_of_val(&IDT) - 1) as u16,
-        base: &raw const IDT as u64,
-    };
-    // SAFETY: the table lives as long as the firmware, and every gate in it leads to a stub that
-    // ends the VM.
-    unsafe {
-        core::arch::asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags));
-    }
+    // SAFETY: every gate leads to a stub that ends the VM.
+    unsafe { idt::load(&IDT) }
 }
 
 #[cfg(not(target_os = "none"))]
 fn load() {}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gates_spread_the_address() {
-        let [low, high] = interrupt_gate(0xFFFF_8000_1234_5678);
-        assert_eq!((low, high), (0x1234_8E00_0008_5678, 0xFFFF_8000));
-    }
-}

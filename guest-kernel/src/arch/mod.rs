@@ -8,6 +8,7 @@ pub mod entry;
 pub mod fault;
 pub mod gate;
 pub mod gdt;
+pub mod idt;
 pub mod lapic;
 pub mod paging;
 pub mod physical;

@@ -1,7 +1,6 @@
 //! Exceptions and interrupts: the IDT, the stubs it points to, and what becomes of a trap.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
+use super::idt::{self, Gate};
 use super::{cpu, fault, gdt, lapic};
 
 /// How many vectors the IDT has: the CPU's 32 and 16 for interrupts.
@@ -11,9 +10,6 @@ pub const TIMER: u8 = 0x20;
 /// The LAPIC's spurious vector: its low four bits must be ones on old CPUs (SDM vol. 3A, 11.9).
 pub const SPURIOUS: u8 = 0x2F;
 const DOUBLE_FAULT: usize = 8;
-/// Exceptions that push an error code, one bit each (SDM vol. 3A, table 6-1).
-#[cfg_attr(not(target_os = "none"), allow(dead_code))]
-const WITH_ERROR_CODE: u64 = 1 << 8 | 0x1F << 10 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
 /// Bytes from one stub to the next.
 const STUB: u64 = 16;
 
@@ -102,7 +98,7 @@ core::arch::global_asm!(
     ".popsection",
     vectors = const VECTORS,
     stub = const STUB,
-    with_error_code = const WITH_ERROR_CODE,
+    with_error_code = const idt::WITH_ERROR_CODE,
     handle = sym handle,
 );
 
@@ -121,18 +117,8 @@ extern "sysv64" fn handle(frame: &mut Frame) {
     }
 }
 
-/// One gate each, as two quadwords.
-static IDT: [[AtomicU64; 2]; VECTORS] = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; VECTORS];
-
-/// An interrupt gate for CPL 0 (SDM vol. 3A, figure 6-8).
-const fn interrupt_gate(handler: u64, stack: u8) -> [u64; 2] {
-    let low = handler & 0xFFFF
-        | (gdt::CODE as u64) << 16
-        | (stack as u64) << 32
-        | 0x8E << 40
-        | (handler >> 16 & 0xFFFF) << 48;
-    [low, handler >> 32]
-}
+/// One gate each.
+static IDT: [Gate; VECTORS] = [const { idt::empty() }; VECTORS];
 
 /// Writes the IDT and loads it: from here on exceptions are caught.
 pub fn install() {
@@ -144,9 +130,7 @@ pub fn install() {
         } else {
             0
         };
-        let [low, high] = interrupt_gate(stub, stack);
-        gate[0].store(low, Ordering::Relaxed);
-        gate[1].store(high, Ordering::Relaxed);
+        idt::set(gate, stub, gdt::CODE, stack);
         stub += STUB;
     }
     load();
@@ -168,20 +152,8 @@ fn stubs() -> u64 {
 /// Loads the IDT that [`install`] wrote: once on each CPU.
 #[cfg(target_os = "none")]
 pub fn load() {
-    #[repr(C, packed)]
-    struct Pointer {
-        limit: u16,
-        base: u64,
-    }
-    let pointer = Pointer {
-        limit: (VECTORS * 16 - 1) as u16,
-        base: &raw const IDT as u64,
-    };
-    // SAFETY: the table lives as long as the kernel, and every gate in it leads to a stub that
-    // keeps all registers.
-    unsafe {
-        core::arch::asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags));
-    }
+    // SAFETY: every gate leads to a stub that keeps all registers.
+    unsafe { idt::load(&IDT) }
 }
 
 /// The host has its own.
@@ -191,18 +163,6 @@ pub fn load() {}
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn gates_spread_the_address() {
-        let [low, high] = interrupt_gate(0xFFFF_8000_1234_5678, 1);
-        assert_eq!((low, high), (0x1234_8E01_0008_5678, 0xFFFF_8000));
-    }
-
-    #[test]
-    fn error_codes() {
-        let pushing: Vec<_> = (0..64).filter(|v| WITH_ERROR_CODE >> v & 1 == 1).collect();
-        assert_eq!(pushing, [8, 10, 11, 12, 13, 14, 17, 21, 29, 30]);
-    }
 
     #[test]
     fn the_frame_keeps_the_stack_aligned() {
