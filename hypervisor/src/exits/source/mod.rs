@@ -3,6 +3,7 @@
 //! A source is asked for a [`Sample`] of one vCPU; what several sources say of the same vCPU is
 //! put together by [`crate::exits::books`]. The kernel-side ledger will be one more of them.
 
+pub mod kernel;
 pub mod run;
 pub mod stats;
 
