@@ -8,6 +8,8 @@ use exit_abi::leaf::Layout;
 use exit_abi::reason::Edition;
 use thiserror::Error;
 
+use crate::exits::source::kernel::Level;
+use crate::exits::source::open::KernelWish;
 use crate::layout;
 use crate::platform::dump::Dump;
 
@@ -52,6 +54,9 @@ pub enum ConfigError {
     /// Not an edition.
     #[error("`{0}` is not an edition of the SDM's table: write current or 2020")]
     Edition(String),
+    /// Not a level.
+    #[error("`{0}` is not a level of the kernel ledger: write counts, cycles, histogram or off")]
+    Ledger(String),
     /// Command line too long.
     #[error("the command line has {0} bytes: at most {max} fit", max = layout::CMDLINE_SIZE - 1)]
     CmdlineTooLong(usize),
@@ -261,6 +266,21 @@ pub enum OnReset {
     Continue(u32),
 }
 
+/// A level of the kernel-side ledger, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ledger(pub Option<Level>);
+
+/// Parses a level.
+pub fn ledger(s: &str) -> Result<Ledger, ConfigError> {
+    match s {
+        "off" => Ok(Ledger(None)),
+        level => level
+            .parse()
+            .map(|level| Ledger(Some(level)))
+            .map_err(|_| ConfigError::Ledger(s.to_owned())),
+    }
+}
+
 /// A VM to run, validated.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -284,6 +304,8 @@ pub struct Config {
     pub leaves: NamedLayout,
     /// Edition of the SDM's table.
     pub edition: Edition,
+    /// What is wanted of the kernel-side ledger.
+    pub kernel_ledger: KernelWish,
     /// Print a host line per query.
     pub log_queries: bool,
     /// Where the guest's console goes.

@@ -10,6 +10,7 @@ use exitvisor::cli::{LayoutFormat, ReportArgs, Stop};
 use exitvisor::config::{Config, Console, TimeLimit};
 use exitvisor::error::Error;
 use exitvisor::profile::compare::Comparison;
+use exitvisor::profile::deputy::Place;
 use exitvisor::profile::limit::Limits;
 use exitvisor::profile::{Profile, load, save};
 use exitvisor::{layout, report, run, status};
@@ -94,7 +95,6 @@ fn run_guest(
     summary: bool,
 ) -> Result<u8, Error> {
     if let Some((_, path)) = &output {
-        save::check(path)?;
         let inputs = [
             Some(&config.kernel),
             config.firmware.as_ref(),
@@ -110,10 +110,14 @@ fn run_guest(
         }
     }
     config.dump.check()?;
-    let profile = run::run(config)?;
+    let place = output
+        .as_ref()
+        .map(|(format, path)| Place::new(path).map(|place| (*format, place)));
+    let place = place.transpose()?;
+    let profile = run::run(config, say)?;
     // Saved before anything is said: whoever reads standard error may let us wait.
-    let saved = match &output {
-        Some((format, path)) => save::save(path, &render(&profile, *format)),
+    let saved = match place {
+        Some((format, place)) => place.save(&render(&profile, format)),
         None => Ok(()),
     };
     if profile.end.cut_short {

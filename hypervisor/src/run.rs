@@ -11,20 +11,28 @@ use exit_abi::reason::Reason;
 
 use crate::config::{Config, OnReset, edition_name};
 use crate::devices::control::Cause;
-use crate::error::Error;
+use crate::error::{Error, host as host_error};
 use crate::exits::books::Books;
-use crate::host;
+use crate::held::Held;
 use crate::profile::passes::Reboots;
 use crate::profile::{KvmKind, Machine, Pass, Profile, ReasonInfo, SCHEMA, Tool, VERSION};
 use crate::vm::{self, Vm};
+use crate::{host, privileges};
 
 use session::{Outcome, Session};
 
-/// Runs a guest to its end and says what it cost.
-pub fn run(config: &Config) -> Result<Profile, Error> {
+/// Runs a guest to its end and says what it cost. What a person must know beforehand goes to
+/// `tell`, a line at a time.
+pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
     let created = jiff::Timestamp::now().to_string();
     let mut session = Session::open()?;
-    let mut vm = vm::build(config, 0)?;
+    let mut held = Held::default();
+    let mut vm = vm::build(config, &mut held, 0)?;
+    if let Some(notice) = held.notice() {
+        tell(notice);
+    }
+    // Everything is open, and no thread has been started yet.
+    privileges::drop_all().map_err(host_error("drop its capabilities"))?;
     let (kvm, tsc_khz) = (vm.kvm, vm.tsc_khz);
     let sources = mem::take(&mut vm.sources);
     let images = mem::take(&mut vm.images);
@@ -39,7 +47,7 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
     } = session.pass(config, vm);
     let mut reboots = Reboots::default();
     for resets in 1.. {
-        let vm = match again(config, &session, &cause, resets) {
+        let vm = match again(config, &mut held, &session, &cause, resets) {
             Next::Boot(vm) => vm,
             Next::End(why) => {
                 cause = why;
@@ -64,6 +72,7 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         total,
         vcpus,
         gates,
+        histograms: first_histograms,
         ..
     } = first;
     let end = end::end(&cause, config, &standings, at);
@@ -89,6 +98,7 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         total,
         vcpus,
         gates,
+        histograms: first_histograms,
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,
         reboots_dropped: reboots.dropped,
@@ -105,7 +115,7 @@ enum Next {
 }
 
 /// After a pass that ended so: builds the machine anew if the guest has reset itself and may.
-fn again(config: &Config, session: &Session, cause: &Cause, resets: u32) -> Next {
+fn again(config: &Config, held: &mut Held, session: &Session, cause: &Cause, resets: u32) -> Next {
     let (Cause::Reset, OnReset::Continue(most)) = (cause, config.on_reset) else {
         return Next::End(cause.clone());
     };
@@ -115,7 +125,7 @@ fn again(config: &Config, session: &Session, cause: &Cause, resets: u32) -> Next
     if resets > most {
         return Next::End(Cause::ResetLimit);
     }
-    match vm::build(config, resets) {
+    match vm::build(config, held, resets) {
         Ok(vm) => Next::Boot(Box::new(vm)),
         Err(error) => Next::End(images::not_again(&error)),
     }

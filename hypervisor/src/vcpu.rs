@@ -1,8 +1,9 @@
 //! A vCPU: its registers at entry, its run loop, and what it does at a gate.
 //!
 //! The loop decides nothing: `Vcpu::enter` turns what KVM_RUN returned into a `Verdict`, and
-//! the loop books it, obeys it and goes on. It allocates nothing, locks nothing (a device locks
-//! itself when it is accessed) and logs nothing (but queries, when asked to).
+//! the loop books it, obeys it and goes on. It allocates nothing (a milestone does, if there is a list of
+//! what was asked for), locks nothing (a device locks itself when it is accessed) and logs nothing
+//! (but queries, when asked to).
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,6 +31,7 @@ use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
 use crate::exits::ledger::{Entry, Ledger, Owner};
 use crate::exits::milestone::{Clocks, Milestones, Name};
 use crate::exits::reason::kvm::{self, KvmExit};
+use crate::exits::source::kernel::{KernelLedger, Mark};
 use crate::memory::Memory;
 use crate::profile::KvmKind;
 
@@ -78,6 +80,8 @@ pub struct Shared {
     pub query_log: Option<Mutex<Console>>,
     /// When the VM started; set once, by the first to run.
     pub started: OnceLock<Start>,
+    /// The kernel-side ledger, if there is one.
+    pub kernel: Option<Arc<KernelLedger>>,
     /// The vCPU threads, so that one can kick another.
     pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
 }
@@ -265,6 +269,7 @@ impl Vcpu {
             .spawn(move || {
                 // SAFETY: pthread_self has no preconditions.
                 self.enlist(Some(unsafe { libc::pthread_self() }));
+                self.enlist_in_kernel();
                 let result = catch_unwind(AssertUnwindSafe(|| self.run()));
                 self.enlist(None);
                 self.shared.gates.gone(self.index);
@@ -289,6 +294,34 @@ impl Vcpu {
         }
     }
 
+    /// Tells the kernel-side ledger that this thread is the vCPU.
+    fn enlist_in_kernel(&self) {
+        if let Some(kernel) = &self.shared.kernel
+            && let Err(error) = kernel.enlist(self.index as u32)
+        {
+            // Its exits are counted all the same; that they are not timed shows in the profile.
+            tracing::warn!(vcpu = self.index, %error, "the kernel ledger cannot time this vCPU");
+        }
+    }
+
+    /// Tells the kernel-side ledger whose exit the next entry ends.
+    fn mark(&self, entry: Entry, owner: Owner) {
+        let Some(kernel) = &self.shared.kernel else {
+            return;
+        };
+        let mark = if self.ports.own_section {
+            Mark::OwnUntilCleared
+        } else if owner == Owner::Own {
+            Mark::OwnOnce
+        } else if entry == Entry::NotAnExit {
+            // The exit that was open still is.
+            return;
+        } else {
+            Mark::Guest
+        };
+        kernel.mark(self.index as u32, mark);
+    }
+
     /// How it stands now.
     fn standing(&self) -> Option<Standing> {
         let state = self.fd.get_mp_state().ok()?.mp_state;
@@ -310,6 +343,7 @@ impl Vcpu {
                 return self.finish(Cause::Kvm(format!("KVM cannot arm the gates: {error}")));
             }
             if let Some((entry, owner, left)) = open.take() {
+                self.mark(entry, owner);
                 self.ledger.time(entry, owner, rdtsc().wrapping_sub(left));
             }
             let mut verdict = self.enter();
@@ -550,8 +584,9 @@ impl Vcpu {
         let turn = self.shared.milestones.turn();
         let clocks = self.shared.clocks();
         self.shared.books.all(&mut self.scratch);
+        let asks = self.shared.books.asks();
         let figures = &self.scratch.figures;
-        turn.record(number, name, self.index as u32, clocks, figures);
+        turn.record(number, name, self.index as u32, clocks, figures, asks);
     }
 
     // Gates.
@@ -560,6 +595,12 @@ impl Vcpu {
     fn arm(&mut self) -> Result<(), kvm_ioctls::Error> {
         let (slots, generation) = self.shared.gates.read();
         self.set_debug(&slots)?;
+        let armed = |slots: &Slots| slots.iter().any(Option::is_some);
+        if armed(&self.slots) != armed(&slots) {
+            self.shared.books.vcpu(self.index, &mut self.scratch);
+            let guarded = self.scratch.figures.lines[Reason::DR_ACCESS.index()];
+            self.ledger.guard(armed(&slots), guarded.row.exits);
+        }
         self.slots = slots;
         self.generation = generation;
         self.shared.gates.acknowledge(self.index, generation);

@@ -17,19 +17,19 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::elf::{self, Image, Role};
+use crate::boot::files::Files;
 use crate::boot::pvh::{self, Module};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
 use crate::devices::control::Control;
 use crate::devices::serial::Com1;
 use crate::error::{Error, host as host_error, kvm as kvm_error};
-use crate::exits::books::{Books, VcpuBook};
+use crate::exits::books::Books;
 use crate::exits::gate::Gates;
 use crate::exits::ledger::Ledger;
 use crate::exits::milestone::Milestones;
-use crate::exits::source::Source;
-use crate::exits::source::run::RunSource;
-use crate::exits::source::stats::StatsSource;
+use crate::exits::source;
+use crate::held::Held;
 use crate::memory::{self, Memory};
 use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
@@ -173,48 +173,6 @@ fn set_entry(fd: &VcpuFd, entry: u32) -> Result<(), Error> {
         .map_err(kvm_error("registers at entry"))
 }
 
-/// Opens the sources for one vCPU and says how complete they are.
-fn open_sources(fd: &VcpuFd, ledger: &Arc<Ledger>, kvm: KvmKind) -> (VcpuBook, Vec<SourceInfo>) {
-    let run = "every exit that reaches userspace, with cycles from KVM_RUN's return to the next \
-               entry; exits handled in the kernel are not seen";
-    let mut infos = vec![SourceInfo {
-        name: "KVM_RUN".into(),
-        available: true,
-        completeness: run.into(),
-    }];
-    let mut sources: Vec<Box<dyn Source>> = vec![Box::new(RunSource(ledger.clone()))];
-    let software = kvm == KvmKind::Software;
-    let (available, completeness) = match StatsSource::open(fd, !software) {
-        Ok(stats) => {
-            sources.push(Box::new(stats));
-            let what = if software {
-                "the total of all exits, as software KVM counts them; HLT per reason (the \
-                 other counters stay 0 there); no cycles"
-            } else {
-                "the total of all exits; HLT, external interrupt, I/O, interrupt and NMI window, \
-                 VMCALL per reason; no cycles"
-            };
-            (true, what.to_owned())
-        }
-        Err(error) => (
-            false,
-            format!("{error}: exits handled in the kernel are not counted"),
-        ),
-    };
-    infos.push(SourceInfo {
-        name: "KVM stats".into(),
-        available,
-        completeness,
-    });
-    (
-        VcpuBook {
-            ledger: ledger.clone(),
-            sources,
-        },
-        infos,
-    )
-}
-
 /// What was loaded where.
 struct Boot {
     entry: u32,
@@ -237,6 +195,7 @@ fn load(
     config: &Config,
     memory: &Memory,
     mut image: Image,
+    files: &mut Files,
     timer_hz: u32,
     resets: u32,
 ) -> Result<Boot, Error> {
@@ -259,7 +218,7 @@ fn load(
         .then_some((KERNEL_MODULE, config.kernel.as_path()));
     let initrd = config.initrd.as_deref().map(|path| (INITRD_MODULE, path));
     for (role, path) in kernel.into_iter().chain(initrd) {
-        let (mut file, bytes) = elf::open(path).map_err(image_error(role, path))?;
+        let (mut file, bytes) = files.open(path).map_err(image_error(role, path))?;
         let module = pvh::load_module(memory, &mut file, bytes, role, room)?;
         room.1 = module.start;
         modules.push(module);
@@ -299,7 +258,7 @@ fn load(
     let gates = std::mem::take(&mut image.gates);
     let mut names = std::mem::take(&mut image.names);
     if role == Role::Firmware
-        && let Ok(kernel) = Image::open(&config.kernel)
+        && let Ok(kernel) = Image::open(&config.kernel, files)
     {
         // Names are for people, and the kernel's are as good as the firmware's. Whether the kernel
         // can be booted is the firmware's to say, and its gates are the firmware's to register.
@@ -333,20 +292,20 @@ fn console_file(target: ConsoleTarget) -> io::Result<File> {
 }
 
 /// Builds the VM, as it is after this many resets.
-pub fn build(config: &Config, resets: u32) -> Result<Vm, Error> {
+pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error> {
     tracing::debug!(resets, "building a machine");
     // Images first: a typing mistake should not need a KVM to be found.
     let (role, path) = match &config.firmware {
         Some(firmware) => ("firmware", firmware.as_path()),
         None => ("kernel", config.kernel.as_path()),
     };
-    let image = Image::open(path).map_err(image_error(role, path))?;
+    let image = Image::open(path, &mut held.files).map_err(image_error(role, path))?;
     if let Some(total) = memory::host_total() {
         config.memory.within(total)?;
     }
 
-    let kvm = open_kvm()?;
     let kind = host::kvm_kind();
+    let kvm = held.kvm(open_kvm)?;
     let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
     if config.cpus.get() > most {
         let what = format!("this KVM runs at most {most} vCPUs: give fewer with --cpus");
@@ -374,19 +333,23 @@ pub fn build(config: &Config, resets: u32) -> Result<Vm, Error> {
         false => None,
     };
 
-    let boot = load(config, &memory, image, irqchip::timer_hz(&kvm), resets)?;
+    let timer_hz = irqchip::timer_hz(&kvm);
+    let sync_regs = kvm.check_extension_int(Cap::SyncRegs) as u32 & KVM_SYNC_X86_REGS != 0;
 
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(kvm_error("its supported CPUID table"))?;
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let boot = load(config, &memory, image, &mut held.files, timer_hz, resets)?;
+
+    let kernel = held.kernel(config, kind);
     let mut fds = Vec::new();
     let mut books = Vec::new();
     let mut sources = Vec::new();
     for index in 0..config.cpus.get() {
         let vcpu = create_vcpu(&fd, index, &supported, config, deadline)?;
         let ledger = Arc::new(Ledger::default());
-        let (book, infos) = open_sources(&vcpu, &ledger, kind);
+        let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, kernel);
         books.push(book);
         sources = infos;
         fds.push((vcpu, ledger));
@@ -417,7 +380,8 @@ pub fn build(config: &Config, resets: u32) -> Result<Vm, Error> {
         edition: config.edition,
         ignores_rf: AtomicBool::new(kind == KvmKind::Software),
         step_flags: can_block & KVM_GUESTDBG_BLOCKIRQ,
-        sync_regs: kvm.check_extension_int(Cap::SyncRegs) as u32 & KVM_SYNC_X86_REGS != 0,
+        sync_regs,
+        kernel: kernel.ledger.clone(),
         query_log,
         started: OnceLock::new(),
         threads: Mutex::new(vec![None; fds.len()]),

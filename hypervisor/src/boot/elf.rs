@@ -16,6 +16,7 @@ use linux_loader::loader::{Elf, KernelLoader};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::files::Files;
 use crate::exits::gate::{Gate, GateKind, is_canonical};
 use crate::layout;
 use crate::memory::Memory;
@@ -151,25 +152,6 @@ pub struct Image {
     pub names: BTreeMap<u32, String>,
 }
 
-/// A file to load, opened: regular, not empty.
-pub fn open(path: &Path) -> Result<(File, u64), ElfError> {
-    // O_NONBLOCK: a FIFO must not make us wait for a writer before we can refuse it.
-    let file = std::os::unix::fs::OpenOptionsExt::custom_flags(
-        std::fs::OpenOptions::new().read(true),
-        libc::O_NONBLOCK,
-    )
-    .open(path)
-    .map_err(ElfError::Read)?;
-    let metadata = file.metadata().map_err(ElfError::Read)?;
-    if !metadata.is_file() {
-        return Err(ElfError::NotAFile);
-    }
-    if metadata.len() == 0 {
-        return Err(ElfError::Empty);
-    }
-    Ok((file, metadata.len()))
-}
-
 fn damaged(what: impl ToString) -> ElfError {
     ElfError::Damaged(what.to_string())
 }
@@ -245,8 +227,8 @@ impl Published {
 
 impl Image {
     /// Opens an image and checks all that can be checked without a VM.
-    pub fn open(path: &Path) -> Result<Self, ElfError> {
-        let (mut file, bytes) = open(path)?;
+    pub fn open(path: &Path, files: &mut Files) -> Result<Self, ElfError> {
+        let (mut file, bytes) = files.open(path)?;
         if bytes > FILE_MAX {
             return Err(ElfError::TooLarge(bytes >> 20));
         }
@@ -450,7 +432,7 @@ mod tests {
     fn parse(bytes: &[u8]) -> Result<Image, ElfError> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        Image::open(file.path())
+        Image::open(file.path(), &mut Files::default())
     }
 
     fn pvh() -> Vec<u8> {

@@ -1,4 +1,5 @@
 //! Boot images: what is loaded, and how it is entered.
 
 pub mod elf;
+pub mod files;
 pub mod pvh;

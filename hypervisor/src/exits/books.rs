@@ -12,8 +12,10 @@ use exit_abi::leaf::flags;
 use exit_abi::reason::{COUNT, Edition, Reason};
 
 use super::ledger::{Ledger, RowCopy};
+use super::source::kernel::slots::{self, SLOTS};
 use super::source::{Sample, Source, SourceKind};
-use crate::profile::{Accounts, KvmKind, ReasonAccount};
+use crate::profile::figures::merged;
+use crate::profile::{Accounts, Ask, CodeAccount, EventAccount, Histogram, KvmKind, ReasonAccount};
 
 /// One vCPU's ledger and the sources that speak of it.
 pub struct VcpuBook {
@@ -21,6 +23,12 @@ pub struct VcpuBook {
     pub ledger: Arc<Ledger>,
     /// In rising order of trust.
     pub sources: Vec<Box<dyn Source>>,
+}
+
+impl VcpuBook {
+    fn asks(&self) -> Option<Asks> {
+        self.sources.iter().find_map(|source| source.asks())
+    }
 }
 
 /// What a reason came to.
@@ -56,6 +64,27 @@ pub struct Figures {
     pub own_residual: u64,
     /// What was attributed beyond `total`.
     pub excess: u64,
+    /// Failed entries among the exits.
+    pub failed: u64,
+    /// TSC cycles in the VMM.
+    pub vmm_cycles: u64,
+    /// How many of them are the profiler's own.
+    pub own_vmm_cycles: u64,
+    /// TSC cycles that vCPUs waited in HLT.
+    pub blocked_cycles: u64,
+    /// Exits by the processor's own code, by the kernel ledger's slots.
+    pub codes: [u64; SLOTS],
+    /// What KVM emulated, per reason: events, not exits.
+    pub events: [Events; COUNT],
+}
+
+/// Events of one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    /// All of them.
+    pub all: u64,
+    /// The profiler's own.
+    pub own: u64,
 }
 
 impl Default for Figures {
@@ -67,6 +96,12 @@ impl Default for Figures {
             residual: 0,
             own_residual: 0,
             excess: 0,
+            failed: 0,
+            vmm_cycles: 0,
+            own_vmm_cycles: 0,
+            blocked_cycles: 0,
+            codes: [0; SLOTS],
+            events: [Events::default(); COUNT],
         }
     }
 }
@@ -102,6 +137,35 @@ impl Figures {
             .fold(0, |map, (i, _)| map | 1 << i)
     }
 
+    /// Takes in what one more source says of the same vCPU.
+    fn merge(&mut self, sample: &Sample, kind: SourceKind) {
+        if sample.complete {
+            self.other = sample.other;
+            self.failed = sample.failed;
+            self.codes = sample.codes;
+        } else {
+            self.other = self.other.max(sample.other);
+        }
+        for (events, all) in self.events.iter_mut().zip(&sample.events) {
+            events.all = events.all.max(*all);
+        }
+        for (line, row) in self.lines.iter_mut().zip(&sample.rows) {
+            if !sample.complete && row.exits <= line.row.exits {
+                continue;
+            }
+            // A source that only counts must not wipe out what another has timed.
+            let timed = if row.timed > 0 { *row } else { line.row };
+            line.row = RowCopy {
+                exits: row.exits,
+                own: row.own.max(line.row.own).min(row.exits),
+                ..timed
+            };
+            line.row.timed = line.row.timed.min(row.exits);
+            line.row.own_timed = line.row.own_timed.min(line.row.own).min(line.row.timed);
+            line.source = kind;
+        }
+    }
+
     /// Adds another vCPU's.
     fn add(&mut self, other: &Self) {
         for (line, more) in self.lines.iter_mut().zip(&other.lines) {
@@ -127,10 +191,21 @@ impl Figures {
         self.residual = self.residual.saturating_add(other.residual);
         self.own_residual = self.own_residual.saturating_add(other.own_residual);
         self.excess = self.excess.saturating_add(other.excess);
+        self.failed = self.failed.saturating_add(other.failed);
+        self.vmm_cycles = self.vmm_cycles.saturating_add(other.vmm_cycles);
+        self.own_vmm_cycles = self.own_vmm_cycles.saturating_add(other.own_vmm_cycles);
+        self.blocked_cycles = self.blocked_cycles.saturating_add(other.blocked_cycles);
+        for (code, more) in self.codes.iter_mut().zip(&other.codes) {
+            *code = code.saturating_add(*more);
+        }
+        for (events, more) in self.events.iter_mut().zip(&other.events) {
+            events.all = events.all.saturating_add(more.all);
+            events.own = events.own.saturating_add(more.own);
+        }
     }
 
-    /// As a profile keeps them.
-    pub fn accounts(&self) -> Accounts {
+    /// As a profile keeps them; `kvm` tells what the codes mean.
+    pub fn accounts(&self, kvm: KvmKind, asks: &Asks) -> Accounts {
         Accounts {
             total: self.total,
             residual: self.residual - self.own_residual,
@@ -153,7 +228,60 @@ impl Figures {
                     source: l.source.name().to_owned(),
                 })
                 .collect(),
+            failed: self.failed,
+            vmm_cycles: self.vmm_cycles,
+            own_vmm_cycles: self.own_vmm_cycles,
+            blocked_cycles: self.blocked_cycles,
+            codes: self
+                .codes
+                .iter()
+                .enumerate()
+                .filter(|(_, exits)| **exits > 0)
+                .map(|(slot, &exits)| {
+                    let slot = slots::describe(kvm, slot);
+                    CodeAccount {
+                        code: slot.code,
+                        name: slot.name.to_owned(),
+                        reason: slot.reason.map(Reason::number),
+                        exits,
+                    }
+                })
+                .collect(),
+            emulated: Reason::all()
+                .zip(&self.events)
+                .filter(|(_, events)| events.all > 0)
+                .map(|(reason, events)| EventAccount {
+                    reason: reason.number(),
+                    events: events.all,
+                    own: events.own,
+                })
+                .collect(),
+            asks: asks.list.clone(),
+            asks_dropped: asks.dropped,
         }
+    }
+}
+
+/// What was asked for, all vCPUs together.
+#[derive(Clone, Debug, Default)]
+pub struct Asks {
+    /// By kind, then by number.
+    pub list: Vec<Ask>,
+    /// Accesses for which there was no room.
+    pub dropped: u64,
+}
+
+impl Asks {
+    /// Adds another vCPU's.
+    fn add(&mut self, other: &Self) {
+        for ask in &other.list {
+            let key = |ask: &Ask| (ask.kind, ask.index);
+            match self.list.binary_search_by_key(&key(ask), key) {
+                Ok(at) => self.list[at].count = self.list[at].count.saturating_add(ask.count),
+                Err(at) => self.list.insert(at, *ask),
+            }
+        }
+        self.dropped = self.dropped.saturating_add(other.dropped);
     }
 }
 
@@ -195,18 +323,16 @@ impl Books {
         for source in &book.sources {
             source.sample(sample);
             total = sample.total.or(total);
-            into.other = into.other.max(sample.other);
-            for (line, row) in into.lines.iter_mut().zip(&sample.rows) {
-                if row.exits > line.row.exits {
-                    // A source that only counts must not wipe out what another has timed.
-                    let timed = if row.timed > 0 { *row } else { line.row };
-                    line.row = RowCopy {
-                        exits: row.exits,
-                        own: row.own.max(line.row.own),
-                        ..timed
-                    };
-                    line.source = source.kind();
-                }
+            into.blocked_cycles = into.blocked_cycles.max(sample.blocked_cycles);
+            into.merge(sample, source.kind());
+            if source.kind() == SourceKind::Run {
+                // What the loop has timed is the VMM's share; a better source times the whole.
+                let sum = |of: fn(&RowCopy) -> u64| {
+                    let cycles = into.lines.iter().map(|line| of(&line.row));
+                    cycles.fold(0, u64::saturating_add)
+                };
+                (into.vmm_cycles, into.own_vmm_cycles) =
+                    (sum(|row| row.cycles), sum(|row| row.own_cycles));
             }
         }
         into.total = total.unwrap_or_else(|| into.attributed());
@@ -218,6 +344,19 @@ impl Books {
             let own = line.row.own.saturating_add(book.ledger.unseen_own(reason));
             line.row.own = own.min(line.row.exits);
         }
+        let guarded = &mut into.lines[Reason::DR_ACCESS.index()];
+        if guarded.source == SourceKind::Kernel {
+            let own = book.ledger.own_guarded(guarded.row.exits);
+            guarded.row.own = guarded.row.own.max(own);
+        }
+        for (reason, events) in Reason::all().zip(&mut into.events) {
+            let seen = match reason {
+                // Each event of these has reached the VMM.
+                Reason::IO | Reason::EPT_MISCONFIG => into.lines[reason.index()].row.own,
+                _ => book.ledger.unseen_own_events(reason),
+            };
+            events.own = seen.min(events.all);
+        }
     }
 
     /// Books a section of the profiler's own that lies between two readings of its vCPU: whatever
@@ -228,6 +367,9 @@ impl Books {
             let exits = a.row.exits.saturating_sub(b.row.exits);
             let seen = a.row.own.saturating_sub(b.row.own);
             ledger.settle(reason, exits.saturating_sub(seen));
+        }
+        for (reason, (b, a)) in Reason::all().zip(before.events.iter().zip(&after.events)) {
+            ledger.settle_events(reason, a.all.saturating_sub(b.all));
         }
         let total = after.total.saturating_sub(before.total);
         let attributed = after.attributed().saturating_sub(before.attributed());
@@ -253,6 +395,26 @@ impl Books {
             Self::read_vcpu(book, &mut scratch.sample, &mut scratch.vcpu);
             scratch.figures.add(&scratch.vcpu);
         }
+    }
+
+    /// What was asked for, as far as a source keeps it.
+    pub fn asks(&self) -> Asks {
+        let mut all = Asks::default();
+        for asks in self.vcpus.iter().filter_map(VcpuBook::asks) {
+            all.add(&asks);
+        }
+        all
+    }
+
+    /// How long exits took, per reason, all vCPUs together.
+    pub fn histograms(&self) -> Vec<Histogram> {
+        let sources = self.vcpus.iter().flat_map(|book| &book.sources);
+        merged(sources.flat_map(|source| source.histograms()))
+    }
+
+    /// The same of one vCPU.
+    pub fn vcpu_asks(&self, index: usize) -> Asks {
+        self.vcpus[index].asks().unwrap_or_default()
     }
 
     /// Whether every exit of this reason is counted, on every vCPU.
@@ -337,7 +499,7 @@ mod tests {
         let books = books(vec![(SourceKind::Run, run), (SourceKind::Stats, stats)]);
         let mut scratch = Scratch::default();
         books.all(&mut scratch);
-        let accounts = scratch.figures.accounts();
+        let accounts = scratch.figures.accounts(KvmKind::Amd, &Asks::default());
         assert_eq!(
             (accounts.total, accounts.residual, accounts.excess),
             (12, 4, 0)
@@ -374,12 +536,134 @@ mod tests {
         let books = books(vec![(SourceKind::Run, run), (SourceKind::Stats, stats)]);
         let mut scratch = Scratch::default();
         books.all(&mut scratch);
-        let accounts = scratch.figures.accounts();
+        let accounts = scratch.figures.accounts(KvmKind::Amd, &Asks::default());
         assert_eq!(
             (accounts.total, accounts.residual, accounts.excess),
             (3, 0, 2)
         );
         assert_eq!(scratch.figures.known(), 5);
+    }
+
+    #[test]
+    fn a_source_that_sees_all_replaces_the_others() {
+        // One exit for MMIO returned twice, and a guarded MOV DR was taken for a #DB.
+        let run = sample(
+            None,
+            &[
+                (Reason::EPT_MISCONFIG, row(2, 2)),
+                (Reason::EXCEPTION, row(1, 1)),
+                (Reason::IO, row(4, 4)),
+            ],
+        );
+        let stats = sample(Some(10), &[(Reason::IO, row(7, 0))]);
+        let mut kernel = sample(
+            None,
+            &[
+                (Reason::EPT_MISCONFIG, row(1, 0)),
+                (Reason::DR_ACCESS, row(1, 0)),
+                (Reason::IO, row(6, 6)),
+                (Reason::CPUID, row(1, 1)),
+            ],
+        );
+        kernel.complete = true;
+        kernel.other = 1;
+        kernel.failed = 1;
+        kernel.codes[0x7B] = 6;
+        let books = books(vec![
+            (SourceKind::Run, run),
+            (SourceKind::Stats, stats),
+            (SourceKind::Kernel, kernel),
+        ]);
+        let mut scratch = Scratch::default();
+        books.all(&mut scratch);
+        let accounts = scratch.figures.accounts(KvmKind::Amd, &Asks::default());
+        let reasons: Vec<_> = accounts
+            .reasons
+            .iter()
+            .map(|r| (r.reason, r.exits, r.timed))
+            .collect();
+        // What the kernel's has not timed keeps the VMM's times.
+        assert_eq!(
+            reasons,
+            [(10, 1, 1), (29, 1, 0), (30, 6, 6), (49, 1, 1)],
+            "no reason 0"
+        );
+        let from = |r: &ReasonAccount| r.source == "kernel ledger";
+        assert!(accounts.reasons.iter().all(from));
+        assert_eq!(
+            (accounts.total, accounts.residual, accounts.excess),
+            (10, 0, 0)
+        );
+        assert_eq!((accounts.other, accounts.failed), (1, 1));
+        assert_eq!(accounts.vmm_cycles, 70);
+        let code = &accounts.codes[0];
+        assert_eq!(
+            (code.code, code.name.as_str(), code.reason, code.exits),
+            (Some(0x7B), "IOIO", Some(30), 6)
+        );
+    }
+
+    #[test]
+    fn a_guarded_mov_dr_is_the_profilers_own() {
+        let mut kernel = sample(None, &[(Reason::DR_ACCESS, row(5, 0))]);
+        kernel.complete = true;
+        let books = books(vec![(SourceKind::Kernel, kernel)]);
+        // Armed after two, disarmed after four.
+        let ledger = &books.vcpus[0].ledger;
+        ledger.guard(true, 2);
+        assert_eq!(ledger.own_guarded(3), 1);
+        ledger.guard(false, 4);
+        let mut scratch = Scratch::default();
+        books.all(&mut scratch);
+        let row = scratch.figures.lines[Reason::DR_ACCESS.index()].row;
+        assert_eq!((row.exits, row.own), (5, 2));
+    }
+
+    #[test]
+    fn events_are_in_no_sum_of_exits() {
+        let mut kernel = Sample::default();
+        kernel.events[Reason::CPUID.index()] = 9;
+        kernel.events[Reason::IO.index()] = 4;
+        let mut run = sample(None, &[(Reason::IO, row(4, 4))]);
+        run.rows[Reason::IO.index()].own = 3;
+        let books = books(vec![(SourceKind::Run, run), (SourceKind::Kernel, kernel)]);
+        let mut scratch = Scratch::default();
+        books.all(&mut scratch);
+        assert_eq!(
+            (scratch.figures.total, scratch.figures.attributed()),
+            (4, 4)
+        );
+        let before = Figures::default();
+        books.settle(0, &before, &scratch.figures.clone());
+        books.all(&mut scratch);
+        let accounts = scratch
+            .figures
+            .accounts(KvmKind::Software, &Asks::default());
+        let events: Vec<_> = accounts
+            .emulated
+            .iter()
+            .map(|e| (e.reason, e.events, e.own))
+            .collect();
+        assert_eq!(events, [(10, 9, 9), (30, 4, 4)]);
+    }
+
+    #[test]
+    fn what_was_asked_for_adds_up() {
+        let ask = |index, count| Ask {
+            kind: crate::profile::AskKind::MsrWrite,
+            index,
+            count,
+        };
+        let mut all = Asks {
+            list: vec![ask(0x10, 1), ask(0x6E0, 5)],
+            dropped: 1,
+        };
+        all.add(&Asks {
+            list: vec![ask(0x6E0, 2), ask(0x80B, 3)],
+            dropped: 2,
+        });
+        assert_eq!(all.list, [ask(0x10, 1), ask(0x6E0, 7), ask(0x80B, 3)]);
+        assert_eq!(all.dropped, 3);
     }
 
     #[test]
@@ -398,7 +682,7 @@ mod tests {
         after.lines[30].row.own = 3;
         books.settle(0, &before, &after);
         books.all(&mut scratch);
-        let accounts = scratch.figures.accounts();
+        let accounts = scratch.figures.accounts(KvmKind::Amd, &Asks::default());
         assert_eq!(
             accounts.reasons[0].own, 1,
             "beside the three that the ledger has"

@@ -52,6 +52,8 @@ struct Row {
     own: Cell,
     /// The profiler's own that KVM_RUN did not see: what a section's settlement found.
     unseen_own: Cell,
+    /// Events of the profiler's own that KVM emulated.
+    unseen_own_events: Cell,
     timed: Cell,
     own_timed: Cell,
     cycles: Cell,
@@ -68,6 +70,10 @@ pub struct Ledger {
     other: Cell,
     signals: Cell,
     own_residual: Cell,
+    /// Guarded MOV DR so far, and at which count of theirs plus one gates were armed (0: they are
+    /// not).
+    own_guarded: Cell,
+    armed_at_plus_1: Cell,
 }
 
 impl Default for Ledger {
@@ -77,6 +83,8 @@ impl Default for Ledger {
             other: Cell::default(),
             signals: Cell::default(),
             own_residual: Cell::default(),
+            own_guarded: Cell::default(),
+            armed_at_plus_1: Cell::default(),
         }
     }
 }
@@ -183,6 +191,33 @@ impl Ledger {
     /// The profiler's own exits whose reason nobody saw.
     pub fn own_residual(&self) -> u64 {
         self.own_residual.get()
+    }
+
+    /// Books events of the profiler's own that KVM emulated.
+    pub fn settle_events(&self, reason: Reason, events: u64) {
+        self.rows[reason.index()].unseen_own_events.add(events);
+    }
+
+    /// Events of the profiler's own that KVM emulated.
+    pub fn unseen_own_events(&self, reason: Reason) -> u64 {
+        self.rows[reason.index()].unseen_own_events.get()
+    }
+
+    /// Gates are armed, or no longer: while one is, every MOV DR exits on their account. `exits` is
+    /// how many the vCPU has had of reason 29.
+    pub fn guard(&self, armed: bool, exits: u64) {
+        self.own_guarded.set(self.own_guarded(exits));
+        let at = if armed { exits.saturating_add(1) } else { 0 };
+        self.armed_at_plus_1.set(at);
+    }
+
+    /// How many of so many exits of reason 29 came while a gate was armed.
+    pub fn own_guarded(&self, exits: u64) -> u64 {
+        let now = match self.armed_at_plus_1.get() {
+            0 => 0,
+            at => exits.saturating_sub(at - 1),
+        };
+        self.own_guarded.get().saturating_add(now)
     }
 
     /// Exits without a basic exit reason.

@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use exit_abi::milestone::{self, NAME_MAX};
 
-use super::books::Figures;
-use crate::profile::Milestone;
+use super::books::{Asks, Figures};
+use crate::profile::{KvmKind, Milestone};
 
 /// Most snapshots that one run keeps: a guest may write a million milestones.
 pub const ROOM: usize = 1000;
@@ -63,6 +63,7 @@ struct Snapshot {
     vcpu: u32,
     clocks: Clocks,
     figures: Figures,
+    asks: Asks,
 }
 
 /// Snapshots in the order in which they were taken.
@@ -76,7 +77,15 @@ pub struct Turn<'a>(MutexGuard<'a, Inner>);
 
 impl Turn<'_> {
     /// Keeps a snapshot, or counts that there was no room for it.
-    pub fn record(mut self, number: u32, name: Name, vcpu: u32, clocks: Clocks, figures: &Figures) {
+    pub fn record(
+        mut self,
+        number: u32,
+        name: Name,
+        vcpu: u32,
+        clocks: Clocks,
+        figures: &Figures,
+        asks: Asks,
+    ) {
         if self.0.snapshots.len() < ROOM {
             let figures = figures.clone();
             self.0.snapshots.push(Snapshot {
@@ -85,6 +94,7 @@ impl Turn<'_> {
                 vcpu,
                 clocks,
                 figures,
+                asks,
             });
         } else {
             self.0.dropped += 1;
@@ -137,7 +147,7 @@ impl Milestones {
     }
 
     /// As a profile keeps them, and how many found no room.
-    pub fn finish(&self) -> (Vec<Milestone>, u64) {
+    pub fn finish(&self, kvm: KvmKind) -> (Vec<Milestone>, u64) {
         let inner = self.inner.lock().unwrap_or_else(|e| e.into_inner());
         let milestones = inner
             .snapshots
@@ -148,7 +158,7 @@ impl Milestones {
                 vcpu: s.vcpu,
                 tsc: s.clocks.tsc,
                 nanos: s.clocks.nanos,
-                accounts: s.figures.accounts(),
+                accounts: s.figures.accounts(kvm, &s.asks),
             })
             .collect();
         (milestones, inner.dropped)
@@ -185,11 +195,21 @@ mod tests {
             (0x101, Name::default()),
             (77, Name::default()),
         ] {
-            milestones
-                .turn()
-                .record(number, name, 0, Clocks::default(), &figures);
+            milestones.turn().record(
+                number,
+                name,
+                0,
+                Clocks::default(),
+                &figures,
+                Asks::default(),
+            );
         }
-        let names: Vec<_> = milestones.finish().0.into_iter().map(|m| m.name).collect();
+        let names: Vec<_> = milestones
+            .finish(KvmKind::Amd)
+            .0
+            .into_iter()
+            .map(|m| m.name)
+            .collect();
         assert_eq!(
             names,
             ["done", "noted", "mine", "unnamed 0x101", "undefined 77"]
@@ -206,9 +226,10 @@ mod tests {
                 0,
                 Clocks::default(),
                 &Figures::default(),
+                Asks::default(),
             );
         }
-        let (kept, dropped) = milestones.finish();
+        let (kept, dropped) = milestones.finish(KvmKind::Amd);
         assert_eq!((kept.len(), dropped), (ROOM, 5));
     }
 }

@@ -4,5 +4,6 @@ pub mod books;
 pub mod gate;
 pub mod ledger;
 pub mod milestone;
+pub mod rate;
 pub mod reason;
 pub mod source;

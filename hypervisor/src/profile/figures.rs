@@ -4,7 +4,7 @@
 //! give that; `own*` give what the profiler caused itself. Sums saturate and ratios survive a zero,
 //! so a profile from anywhere can be shown.
 
-use super::{Accounts, Milestone, Profile, ReasonAccount};
+use super::{Accounts, Histogram, Milestone, Profile, ReasonAccount};
 use exit_abi::reason::Reason;
 use std::cmp::Reverse;
 
@@ -117,6 +117,24 @@ fn ranked(reasons: impl Iterator<Item = (u8, u64)>, other: u64, residual: u64) -
         .collect();
     parts.sort_by_key(|p| (Reverse(p.exits), p.cause));
     parts
+}
+
+/// Histograms, one per reason, by number.
+pub fn merged(histograms: impl IntoIterator<Item = Histogram>) -> Vec<Histogram> {
+    let mut all: Vec<Histogram> = Vec::new();
+    for more in histograms {
+        match all.binary_search_by_key(&more.reason, |h| h.reason) {
+            Err(at) => all.insert(at, more),
+            Ok(at) => {
+                let buckets = &mut all[at].buckets;
+                buckets.resize(buckets.len().max(more.buckets.len()), 0);
+                for (bucket, n) in buckets.iter_mut().zip(&more.buckets) {
+                    *bucket = bucket.saturating_add(*n);
+                }
+            }
+        }
+    }
+    all
 }
 
 impl ReasonAccount {

@@ -124,6 +124,7 @@ mod tests {
             on_reset: OnReset::Continue(7),
             leaves: "classic".parse().unwrap(),
             edition: Edition::Current,
+            kernel_ledger: Default::default(),
             log_queries: false,
             console: Console::Stdout,
             dump: Default::default(),

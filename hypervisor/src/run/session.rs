@@ -16,7 +16,7 @@ use super::watch::{Machine, Watch};
 use crate::config::{Config, TimeLimit};
 use crate::devices::control::Cause;
 use crate::error::{Error, host as host_error};
-use crate::exits::books::{Figures, Scratch};
+use crate::exits::books::{Asks, Figures, Scratch};
 use crate::exits::milestone::{Clocks, Name};
 use crate::profile::{End, Pass};
 use crate::vcpu::{Shared, Standing, Start, Vcpu, catch_kicks};
@@ -132,6 +132,7 @@ impl Session {
             0,
             shared.clocks(),
             &Figures::default(),
+            Asks::default(),
         );
         let threads = spawn(&shared, vcpus);
         // At least one turn: however soon a guest resets itself, signals and the timer are seen.
@@ -212,14 +213,16 @@ fn join(shared: &Shared, threads: Vec<JoinHandle<Option<Standing>>>) -> Vec<Opti
 
 /// Reads the books once more, now that nobody writes them.
 fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
-    let (milestones, milestones_dropped) = shared.milestones.finish();
+    let kvm = shared.books.kvm();
+    let (milestones, milestones_dropped) = shared.milestones.finish(kvm);
     let mut scratch = Scratch::default();
     shared.books.all(&mut scratch);
-    let total = scratch.figures.accounts();
+    let total = scratch.figures.accounts(kvm, &shared.books.asks());
     let vcpus = (0..shared.books.vcpu_count())
         .map(|i| {
             shared.books.vcpu(i, &mut scratch);
-            scratch.figures.accounts()
+            let asks = shared.books.vcpu_asks(i);
+            scratch.figures.accounts(kvm, &asks)
         })
         .collect();
     Pass {
@@ -230,5 +233,6 @@ fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
         total,
         vcpus,
         gates: shared.gates.figures(),
+        histograms: shared.books.histograms(),
     }
 }

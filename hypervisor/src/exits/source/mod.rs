@@ -1,15 +1,21 @@
 //! Sources: where a count comes from, and how complete it is.
 //!
 //! A source is asked for a [`Sample`] of one vCPU; what several sources say of the same vCPU is
-//! put together by [`crate::exits::books`]. The kernel-side ledger will be one more of them.
+//! put together by [`crate::exits::books`].
 
+pub mod attribution;
 pub mod kernel;
+pub mod open;
 pub mod run;
 pub mod stats;
 
 use exit_abi::reason::{COUNT, Reason};
 
+use super::books::Asks;
 use super::ledger::RowCopy;
+use crate::profile::Histogram;
+use crate::profile::figures::{KERNEL_LEDGER, KVM_RUN, KVM_STATS};
+use kernel::slots::SLOTS;
 
 /// Where the count of a reason comes from. The order is that of trust: a later one knows more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,14 +24,17 @@ pub enum SourceKind {
     Run,
     /// KVM's binary statistics.
     Stats,
+    /// The kernel-side ledger.
+    Kernel,
 }
 
 impl SourceKind {
     /// Its name in profiles and reports.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Run => "KVM_RUN",
-            Self::Stats => "KVM stats",
+            Self::Run => KVM_RUN,
+            Self::Stats => KVM_STATS,
+            Self::Kernel => KERNEL_LEDGER,
         }
     }
 }
@@ -39,6 +48,16 @@ pub struct Sample {
     pub rows: [RowCopy; COUNT],
     /// Exits without a basic exit reason.
     pub other: u64,
+    /// This source sees every exit with its reason: its rows replace what others say.
+    pub complete: bool,
+    /// Failed entries among the exits.
+    pub failed: u64,
+    /// TSC cycles that the vCPU waited in HLT.
+    pub blocked_cycles: u64,
+    /// Exits by the processor's own code, by the ledger's slots.
+    pub codes: [u64; SLOTS],
+    /// What KVM emulated, per reason: events, not exits.
+    pub events: [u64; COUNT],
 }
 
 impl Default for Sample {
@@ -47,6 +66,11 @@ impl Default for Sample {
             total: None,
             rows: [RowCopy::default(); COUNT],
             other: 0,
+            complete: false,
+            failed: 0,
+            blocked_cycles: 0,
+            codes: [0; SLOTS],
+            events: [0; COUNT],
         }
     }
 }
@@ -59,9 +83,7 @@ impl Sample {
 
     /// Makes all zeros.
     pub fn clear(&mut self) {
-        self.total = None;
-        self.rows.fill(RowCopy::default());
-        self.other = 0;
+        *self = Self::default();
     }
 }
 
@@ -75,6 +97,16 @@ pub trait Source: Send + Sync {
 
     /// Fills in what is known now. A source that cannot answer leaves the sample cleared.
     fn sample(&self, into: &mut Sample);
+
+    /// What was asked for, if it keeps that.
+    fn asks(&self) -> Option<Asks> {
+        None
+    }
+
+    /// How long exits took, per reason, if it keeps that.
+    fn histograms(&self) -> Vec<Histogram> {
+        Vec::new()
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ impl Source for RunSource {
     }
 
     fn sample(&self, into: &mut Sample) {
-        into.total = None;
+        into.clear();
         into.other = self.0.other();
         for reason in Reason::all() {
             into.rows[reason.index()] = self.0.row(reason);

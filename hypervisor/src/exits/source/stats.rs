@@ -15,6 +15,8 @@ use kvm_bindings::{kvm_stats_desc, kvm_stats_header};
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
+use crate::exits::rate::Rate;
+
 use super::{Sample, Source, SourceKind};
 
 /// The one ioctl that kvm-ioctls lacks (KVM API, 4.133).
@@ -55,11 +57,15 @@ const PER_REASON: [(&str, Reason); 6] = [
     ("hypercalls", Reason::VMCALL),
 ];
 
+/// Nanoseconds in which KVM had the vCPU wait: polling, in vain or not, and asleep.
+const BLOCKED: [&str; 3] = ["halt_poll_success_ns", "halt_poll_fail_ns", "halt_wait_ns"];
+
 /// Where in the data block the counters lie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Offsets {
     total: usize,
     per_reason: [Option<usize>; PER_REASON.len()],
+    blocked: [Option<usize>; BLOCKED.len()],
     /// How much of the block must be read to see them all.
     len: usize,
 }
@@ -84,6 +90,8 @@ impl Offsets {
                 total = Some(offset);
             } else if let Some(i) = PER_REASON.iter().position(|(n, _)| n.as_bytes() == name) {
                 found.per_reason[i] = Some(offset);
+            } else if let Some(i) = BLOCKED.iter().position(|n| n.as_bytes() == name) {
+                found.blocked[i] = Some(offset);
             } else {
                 continue;
             }
@@ -103,6 +111,7 @@ pub struct StatsSource {
     /// Every counter counts. Software KVM leaves `io_exits` and others at zero: there only halts
     /// are exact (20 of 20, 60 of 60 in every run, Linux 6.18).
     all_count: bool,
+    rate: Rate,
 }
 
 impl StatsSource {
@@ -145,6 +154,7 @@ impl StatsSource {
             data: data.into(),
             offsets,
             all_count,
+            rate: Rate::measured(),
         };
         let mut probe = Sample::default();
         source.read(&mut probe).map_err(StatsError::Read)?;
@@ -164,6 +174,13 @@ impl StatsSource {
         for ((_, reason), offset) in PER_REASON.iter().zip(self.offsets.per_reason) {
             into.rows[reason.index()].exits = offset.map_or(0, at);
         }
+        let nanos = self
+            .offsets
+            .blocked
+            .iter()
+            .flatten()
+            .map(|&offset| at(offset));
+        into.blocked_cycles = self.rate.cycles(nanos.fold(0, u64::saturating_add));
         Ok(())
     }
 }

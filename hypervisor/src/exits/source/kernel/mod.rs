@@ -2,7 +2,6 @@
 //! VM's vCPUs, in maps that are updated in place. Nothing is streamed, nothing can be lost.
 
 pub mod asks;
-pub mod caps;
 pub mod error;
 pub mod slots;
 

@@ -1,0 +1,203 @@
+//! The source *kernel ledger*: from the slots of the kernel-side ledger to the reasons, cycles and
+//! owners of one vCPU's exits.
+
+use std::sync::Arc;
+
+use exit_abi::reason::Reason;
+
+use super::kernel::slots::{self, SLOTS};
+use super::kernel::{AskKind, KernelLedger, Level, RawRecord};
+use super::{Sample, Source, SourceKind};
+use crate::exits::books::Asks;
+use crate::exits::ledger::RowCopy;
+use crate::exits::rate::Rate;
+use crate::profile::{self, Ask, Histogram, KvmKind};
+
+/// One vCPU in the kernel-side ledger, from the moment this was made: the ledger outlives a reset,
+/// a vCPU does not.
+pub struct KernelSource {
+    ledger: Arc<KernelLedger>,
+    vcpu: u32,
+    kvm: KvmKind,
+    rate: Rate,
+    /// What the ledger had when this vCPU was made.
+    before: Box<Before>,
+}
+
+/// Numbers that only grow, as they were.
+struct Before {
+    record: RawRecord,
+    asks: Vec<super::kernel::Ask>,
+    histograms: Vec<[u64; super::kernel::BUCKETS]>,
+}
+
+impl KernelSource {
+    /// From now on.
+    pub fn new(ledger: Arc<KernelLedger>, vcpu: u32, kvm: KvmKind) -> Self {
+        let mut record = RawRecord::default();
+        ledger.read(vcpu, &mut record);
+        let histograms = match ledger.level() {
+            Level::Histogram => (0..SLOTS).map(|s| ledger.histogram(vcpu, s)).collect(),
+            _ => Vec::new(),
+        };
+        Self {
+            before: Box::new(Before {
+                record,
+                asks: ledger.asks(vcpu),
+                histograms,
+            }),
+            ledger,
+            vcpu,
+            kvm,
+            rate: Rate::measured(),
+        }
+    }
+
+    /// The slots' exits, as reasons'.
+    fn exits(&self, now: &RawRecord, into: &mut Sample) {
+        let before = &self.before.record;
+        let new = |of: fn(&RawRecord) -> &[u64; SLOTS], slot: usize| {
+            of(now)[slot].saturating_sub(of(before)[slot])
+        };
+        for slot in 0..SLOTS {
+            let exits = new(|r| &r.exits, slot);
+            if exits == 0 {
+                continue;
+            }
+            into.codes[slot] = exits;
+            let Some(reason) = slots::describe(self.kvm, slot).reason else {
+                into.other = into.other.saturating_add(exits);
+                continue;
+            };
+            let nanos = new(|r| &r.ns, slot);
+            let more = RowCopy {
+                exits,
+                own: 0,
+                timed: new(|r| &r.timed, slot),
+                own_timed: new(|r| &r.own_timed, slot),
+                cycles: self.rate.cycles(nanos),
+                own_cycles: self.rate.cycles(new(|r| &r.own_ns, slot).min(nanos)),
+                // The extremes of an earlier boot cannot be told from this one's.
+                min: match before.timed[slot] {
+                    0 => self.rate.cycles(now.min_ns[slot]),
+                    _ => 0,
+                },
+                max: match before.timed[slot] {
+                    0 => self.rate.cycles(now.max_ns[slot]),
+                    _ => 0,
+                },
+            };
+            add(&mut into.rows[reason.index()], &more);
+        }
+        into.complete = true;
+        into.failed = now.failed.saturating_sub(before.failed);
+    }
+
+    /// The slots' events, as reasons'.
+    fn events(&self, now: &RawRecord, into: &mut Sample) {
+        let slots = now.exits.iter().zip(&self.before.record.exits).enumerate();
+        for (slot, (now, before)) in slots {
+            if let Some(reason) = slots::describe(self.kvm, slot).reason {
+                let events = &mut into.events[reason.index()];
+                *events = events.saturating_add(now.saturating_sub(*before));
+            }
+        }
+    }
+}
+
+/// Adds a slot's figures to those of its reason.
+fn add(row: &mut RowCopy, more: &RowCopy) {
+    row.min = match (row.max > 0, more.max > 0) {
+        (true, true) => row.min.min(more.min),
+        (false, true) => more.min,
+        _ => row.min,
+    };
+    row.max = row.max.max(more.max);
+    row.exits = row.exits.saturating_add(more.exits);
+    row.timed = row.timed.saturating_add(more.timed).min(row.exits);
+    row.own_timed = row.own_timed.saturating_add(more.own_timed).min(row.timed);
+    row.cycles = row.cycles.saturating_add(more.cycles);
+    row.own_cycles = row
+        .own_cycles
+        .saturating_add(more.own_cycles)
+        .min(row.cycles);
+}
+
+impl Source for KernelSource {
+    fn kind(&self) -> SourceKind {
+        SourceKind::Kernel
+    }
+
+    /// All of them, unless it sees no exits at all.
+    fn is_exact(&self, _: Reason) -> bool {
+        !self.ledger.is_emulated()
+    }
+
+    fn sample(&self, into: &mut Sample) {
+        into.clear();
+        let mut now = RawRecord::default();
+        self.ledger.read(self.vcpu, &mut now);
+        if self.ledger.is_emulated() {
+            self.events(&now, into);
+        } else {
+            self.exits(&now, into);
+        }
+    }
+
+    fn asks(&self) -> Option<Asks> {
+        let mut asks = Asks::default();
+        let before = &self.before.asks;
+        for now in self.ledger.asks(self.vcpu) {
+            let same = |ask: &&super::kernel::Ask| (ask.kind, ask.index) == (now.kind, now.index);
+            let earlier = before.iter().find(same).map_or(0, |ask| ask.count);
+            let count = now.count.saturating_sub(earlier);
+            match now.index {
+                Some(index) if count > 0 => asks.list.push(Ask {
+                    kind: kind(now.kind),
+                    index,
+                    count,
+                }),
+                Some(_) => {}
+                None => asks.dropped = asks.dropped.saturating_add(count),
+            }
+        }
+        asks.list.sort_unstable();
+        Some(asks)
+    }
+
+    fn histograms(&self) -> Vec<Histogram> {
+        let mut all: Vec<Histogram> = Vec::new();
+        for (slot, before) in self.before.histograms.iter().enumerate() {
+            let Some(reason) = slots::describe(self.kvm, slot).reason else {
+                continue;
+            };
+            let now = self.ledger.histogram(self.vcpu, slot);
+            let mut buckets: Vec<u64> = now
+                .iter()
+                .zip(before)
+                .map(|(now, before)| now.saturating_sub(*before))
+                .collect();
+            let used = buckets
+                .iter()
+                .rposition(|&n| n > 0)
+                .map_or(0, |last| last + 1);
+            buckets.truncate(used);
+            if !buckets.is_empty() {
+                let reason = reason.number();
+                all.push(Histogram { reason, buckets });
+            }
+        }
+        // Several codes can have one reason.
+        profile::figures::merged(all)
+    }
+}
+
+fn kind(kind: AskKind) -> profile::AskKind {
+    match kind {
+        AskKind::MsrRead => profile::AskKind::MsrRead,
+        AskKind::MsrWrite => profile::AskKind::MsrWrite,
+        AskKind::PortIn => profile::AskKind::PortIn,
+        AskKind::PortOut => profile::AskKind::PortOut,
+        AskKind::CpuidLeaf => profile::AskKind::Cpuid,
+    }
+}

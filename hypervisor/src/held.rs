@@ -1,0 +1,42 @@
+//! What a run opens once and holds while its machine is built anew: once everything is open,
+//! Exitvisor drops its capabilities, and may open nothing of it again.
+
+use std::sync::Arc;
+
+use kvm_ioctls::Kvm;
+
+use crate::boot::files::Files;
+use crate::config::Config;
+use crate::error::Error;
+use crate::exits::source::open::KernelSide;
+use crate::profile::KvmKind;
+
+/// What is held.
+#[derive(Default)]
+pub struct Held {
+    /// The images.
+    pub files: Files,
+    kvm: Option<Arc<Kvm>>,
+    kernel: Option<KernelSide>,
+}
+
+impl Held {
+    /// `/dev/kvm`, opened by the first who asks.
+    pub fn kvm(&mut self, open: impl FnOnce() -> Result<Kvm, Error>) -> Result<Arc<Kvm>, Error> {
+        match &mut self.kvm {
+            Some(kvm) => Ok(kvm.clone()),
+            none => Ok(none.insert(Arc::new(open()?)).clone()),
+        }
+    }
+
+    /// The kernel-side ledger, opened by the first who asks.
+    pub fn kernel(&mut self, config: &Config, kvm: KvmKind) -> &KernelSide {
+        self.kernel
+            .get_or_insert_with(|| KernelSide::open(&config.kernel_ledger, kvm, config.cpus.get()))
+    }
+
+    /// What a person is to be told before the guest runs.
+    pub fn notice(&self) -> Option<&str> {
+        self.kernel.as_ref()?.notice.as_deref()
+    }
+}
