@@ -64,6 +64,7 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         total,
         vcpus,
         gates,
+        histograms: first_histograms,
         ..
     } = first;
     let end = end::end(&cause, config, &standings, at);
@@ -89,6 +90,7 @@ pub fn run(config: &Config) -> Result<Profile, Error> {
         total,
         vcpus,
         gates,
+        histograms: first_histograms,
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,
         reboots_dropped: reboots.dropped,

@@ -181,6 +181,7 @@ fn open_sources(fd: &VcpuFd, ledger: &Arc<Ledger>, kvm: KvmKind) -> (VcpuBook, V
         name: "KVM_RUN".into(),
         available: true,
         completeness: run.into(),
+        level: None,
     }];
     let mut sources: Vec<Box<dyn Source>> = vec![Box::new(RunSource(ledger.clone()))];
     let software = kvm == KvmKind::Software;
@@ -205,6 +206,7 @@ fn open_sources(fd: &VcpuFd, ledger: &Arc<Ledger>, kvm: KvmKind) -> (VcpuBook, V
         name: "KVM stats".into(),
         available,
         completeness,
+        level: None,
     });
     (
         VcpuBook {

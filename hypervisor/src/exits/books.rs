@@ -153,6 +153,7 @@ impl Figures {
                     source: l.source.name().to_owned(),
                 })
                 .collect(),
+            ..Accounts::default()
         }
     }
 }

@@ -115,6 +115,7 @@ fn source(name: &str, available: bool, completeness: &str) -> SourceInfo {
         name: name.to_owned(),
         available,
         completeness: completeness.to_owned(),
+        level: None,
     }
 }
 
@@ -181,6 +182,7 @@ pub(crate) fn zero() -> Profile {
         total: Accounts::default(),
         vcpus: vec![Accounts::default()],
         gates: GateFigures::default(),
+        histograms: Vec::new(),
         first_end: None,
         reboots: Vec::new(),
         reboots_dropped: 0,
@@ -305,6 +307,7 @@ pub(crate) fn reboots() -> Profile {
             vcpus: vec![total.clone()],
             total,
             gates: profile.gates.clone(),
+            histograms: Vec::new(),
         });
     }
     profile.end = ended(EndKind::PowerOff, "the guest powered off", 96_220_000);
@@ -450,6 +453,7 @@ pub(crate) fn huge() -> Profile {
         other: 0,
         excess: most,
         reasons: vec![account(30), account(127)],
+        ..Accounts::default()
     };
     let name = "\u{1b}[2J\u{202e}日本".to_owned();
     let late = Milestone {
@@ -510,7 +514,7 @@ prop_compose! {
         reasons in proptest::collection::vec(any_reason(), 0..6),
     ) -> Accounts {
         let [total, residual, own_residual, other, excess] = figures;
-        Accounts { total, residual, own_residual, other, excess, reasons }
+        Accounts { total, residual, own_residual, other, excess, reasons, ..Accounts::default() }
     }
 }
 
@@ -548,6 +552,7 @@ prop_compose! {
             vcpus: vec![total.clone()],
             total,
             gates: GateFigures::default(),
+            histograms: Vec::new(),
         }
     }
 }

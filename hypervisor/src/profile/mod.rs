@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 /// Value of [`Profile::schema`].
 pub const SCHEMA: &str = "exitvisor-profile";
 /// Version of the schema that this code writes, and the highest that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One run, measured: its first boot, and those that followed it if the guest reset itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +50,9 @@ pub struct Profile {
     pub vcpus: Vec<Accounts>,
     /// What the gates did.
     pub gates: GateFigures,
+    /// How long exits took, per reason (`--ledger histogram`): the first boot, all vCPUs together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub histograms: Vec<Histogram>,
     /// How the first boot ended, if that was not the end of the run; else it is `end`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_end: Option<End>,
@@ -86,6 +89,9 @@ pub struct Pass {
     pub vcpus: Vec<Accounts>,
     /// What the gates did.
     pub gates: GateFigures,
+    /// As of the first boot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub histograms: Vec<Histogram>,
 }
 
 /// The program that wrote a profile.
@@ -186,6 +192,9 @@ pub struct SourceInfo {
     pub available: bool,
     /// What it counts, and what it cannot see; or why it was not available.
     pub completeness: String,
+    /// How much it kept, where that was a choice: `counts`, `cycles`, `histogram`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
 }
 
 /// How a run, or one of its boots, ended.
@@ -267,6 +276,104 @@ pub struct Accounts {
     pub excess: u64,
     /// Per reason, by number; only those that are not zero.
     pub reasons: Vec<ReasonAccount>,
+    /// Entries that failed (VM exits with bit 31 of the exit reason set; SDM vol. 3C, 27.8). They
+    /// are among the exits of their reason.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failed: u64,
+    /// TSC cycles in the VMM: from KVM_RUN's return to the next KVM_RUN, all exits together.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub vmm_cycles: u64,
+    /// How many of them are the profiler's own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub own_vmm_cycles: u64,
+    /// TSC cycles for which KVM had the vCPU wait in HLT, polling or asleep (KVM's statistics, in
+    /// nanoseconds, times the TSC's rate). They are among the cycles of reason 12.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub blocked_cycles: u64,
+    /// The processor's own exit codes behind the reasons (kernel ledger), those that are not zero,
+    /// by their place in the ledger; also the codes without a reason, which add up to `other`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub codes: Vec<CodeAccount>,
+    /// What was asked for: MSRs and ports (kernel ledger), CPUID leaves too (emulated events).
+    /// Ordered by kind, then by number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<Ask>,
+    /// Accesses for which `asks` had no room.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub asks_dropped: u64,
+    /// What KVM emulated, where hardware exits cannot be traced (software KVM): events, not exits,
+    /// and in no sum of exits. By reason; only those that are not zero.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub emulated: Vec<EventAccount>,
+}
+
+/// An exit code of the processor's, counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CodeAccount {
+    /// The code: a basic exit reason on Intel, EXITCODE on AMD; absent for all codes that are not
+    /// in the tables, together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u64>,
+    /// Its name; one code can have several, told apart by what came with it (`MSR read`,
+    /// `MSR write`).
+    pub name: String,
+    /// The basic exit reason that it counts under; absent if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<u8>,
+    /// Exits, the profiler's own included.
+    pub exits: u64,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AskKind {
+    /// RDMSR of this index.
+    MsrRead,
+    /// WRMSR of this index.
+    MsrWrite,
+    /// IN from this port.
+    PortIn,
+    /// OUT to this port.
+    PortOut,
+    /// CPUID with this EAX.
+    Cpuid,
+}
+
+/// Accesses to one MSR, port or leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ask {
+    /// What is asked for.
+    pub kind: AskKind,
+    /// Which.
+    pub index: u32,
+    /// How often, the profiler's own included.
+    pub count: u64,
+}
+
+/// Events that KVM emulated, by the reason that hardware would have had for an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventAccount {
+    /// Basic exit reason.
+    pub reason: u8,
+    /// Events, the profiler's own included.
+    pub events: u64,
+    /// How many of them are the profiler's own.
+    pub own: u64,
+}
+
+/// How long the exits of a reason took, the profiler's own included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Histogram {
+    /// Basic exit reason.
+    pub reason: u8,
+    /// Timed exits by duration: place i has those of 2^i up to 2^(i+1) nanoseconds, place 0 also
+    /// the shorter ones, the last of 32 also the longer ones. Trailing zeros are left out.
+    pub buckets: Vec<u64>,
 }
 
 /// One reason's account.

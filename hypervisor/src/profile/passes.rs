@@ -198,6 +198,7 @@ mod tests {
                 total: profile.total,
                 vcpus: profile.vcpus,
                 gates: profile.gates,
+                histograms: Vec::new(),
             };
             let mut whole = fixtures::zero();
             let without = crate::report::json::render(&whole).len();

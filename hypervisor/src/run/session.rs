@@ -230,5 +230,6 @@ fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
         total,
         vcpus,
         gates: shared.gates.figures(),
+        histograms: Vec::new(),
     }
 }
