@@ -78,8 +78,11 @@ pub struct Run {
     pub status: i32,
     /// Standard output.
     pub stdout: String,
-    /// Standard error.
+    /// Standard error, but for the notice.
     pub stderr: String,
+    /// What was said of a kernel ledger that could not be had: that depends on the host and on
+    /// whoever runs the tests.
+    pub notice: Option<String>,
     /// How long it took.
     pub took: Duration,
 }

@@ -132,15 +132,25 @@ impl Live {
             Err(Errno::ESRCH),
             "something is left running"
         );
+        let (notice, stderr) = without_notice(&self.stderr.all());
         Run {
             status: status
                 .code()
                 .unwrap_or_else(|| -status.signal().unwrap_or(0)),
             stdout: self.stdout.all(),
-            stderr: self.stderr.all(),
+            stderr,
+            notice,
             took,
         }
     }
+}
+
+/// The notice, and the text without it.
+fn without_notice(text: &str) -> (Option<String>, String) {
+    let is_notice = |line: &&str| line.starts_with("exitvisor: no kernel ledger");
+    let notice = text.lines().find(is_notice).map(str::to_owned);
+    let rest = text.split_inclusive('\n').filter(|line| !is_notice(line));
+    (notice, rest.collect())
 }
 
 impl Drop for Live {
