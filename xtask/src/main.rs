@@ -8,6 +8,7 @@ mod bench;
 mod boot_profile;
 mod build;
 mod ci;
+mod lab;
 mod run;
 mod signals;
 mod smaps;
