@@ -47,10 +47,15 @@ enum Task {
     BootProfile(boot_profile::BootProfile),
     Test(test::Test),
     Bench(bench::Bench),
+    Lab(lab::Lab),
     Ci(ci::Ci),
 }
 
 fn main() -> ExitCode {
+    if lab::agent::called() {
+        lab::agent::main();
+        return ExitCode::from(FAILED);
+    }
     let result = Cli::try_parse()
         .map_err(anyhow::Error::from)
         .and_then(|cli| match cli.task {
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
             Task::BootProfile(task) => task.run(),
             Task::Test(task) => task.run(),
             Task::Bench(task) => task.run(),
+            Task::Lab(task) => task.run(),
             Task::Ci(task) => task.run(),
         });
     ExitCode::from(result.unwrap_or_else(|error| complain(&error)))

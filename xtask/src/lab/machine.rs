@@ -71,6 +71,46 @@ pub(crate) enum Results {
 }
 
 impl Host {
+    /// As users name it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Host::Amd => "amd",
+            Host::Intel => "intel",
+        }
+    }
+
+    /// As people read it.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Host::Amd => "AMD lab",
+            Host::Intel => "Intel lab",
+        }
+    }
+
+    /// The other vendor.
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Host::Amd => Host::Intel,
+            Host::Intel => Host::Amd,
+        }
+    }
+
+    /// The vendor's part of KVM.
+    pub(crate) fn module(self) -> &'static str {
+        match self {
+            Host::Amd => "kvm_amd",
+            Host::Intel => "kvm_intel",
+        }
+    }
+
+    /// The lab's memory unless another is asked for, MiB.
+    pub(crate) fn memory_mib(self) -> u32 {
+        match self {
+            Host::Amd => 2048,
+            Host::Intel => 1024,
+        }
+    }
+
     /// The machine of this host, fetched first if need be.
     pub(crate) fn machine(self, packages: &Packages) -> anyhow::Result<Box<dyn Machine>> {
         Ok(match self {
