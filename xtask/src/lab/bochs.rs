@@ -111,7 +111,10 @@ impl Machine for Bochs {
         let mut command: Command = self.tree.command("usr/bin/bochs-bin");
         command
             .current_dir(start.folder)
-            .env("LTDL_LIBRARY_PATH", self.tree.path("usr/lib/x86_64-linux-gnu/bochs/plugins"))
+            .env(
+                "LTDL_LIBRARY_PATH",
+                self.tree.path("usr/lib/x86_64-linux-gnu/bochs/plugins"),
+            )
             .args(["-q", "-f", CONFIGURATION, "-rc", COMMANDS])
             .args(start.extra);
         prepare(&mut command)?;
@@ -197,7 +200,7 @@ fn prepare(command: &mut Command) -> anyhow::Result<()> {
         for stream in 0..=2 {
             // SAFETY: both are open descriptors of this process; nobody owns 0 to 2 between fork
             // and exec, and dup2 is async-signal-safe.
-            if unsafe { libc::dup2(nothing.as_raw_fd(), stream) } < 0 {
+            if unsafe { nix::libc::dup2(nothing.as_raw_fd(), stream) } < 0 {
                 return Err(std::io::Error::last_os_error());
             }
         }
@@ -229,9 +232,18 @@ mod tests {
         };
         let text = configuration(&start);
         assert!(text.contains("\nmemory: guest=640, host=640\n"), "{text}");
-        assert!(text.contains("\noptromimage1: file=start.rom, address=0xd0000\n"), "{text}");
-        assert!(text.contains("\noptramimage1: file=memory, address=0x800000\n"), "{text}");
-        assert!(text.contains("\ncom2: enabled=1, mode=file, dev=results\n"), "{text}");
+        assert!(
+            text.contains("\noptromimage1: file=start.rom, address=0xd0000\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\noptramimage1: file=memory, address=0x800000\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\ncom2: enabled=1, mode=file, dev=results\n"),
+            "{text}"
+        );
         // Not one path of the host: Bochs gives commas and blanks in them a meaning.
         assert!(!text.contains(", b"), "{text}");
     }

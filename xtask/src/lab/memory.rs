@@ -68,13 +68,28 @@ impl Contents<'_> {
     /// Where everything goes.
     fn plan(&self, initramfs_size: u64) -> anyhow::Result<Plan> {
         let first = u64::from(ADDRESS + SPARE_BLOCKS * BLOCK);
-        if self.kernel.segments.iter().any(|(address, _)| *address < first) {
-            bail!("this kernel wants to lie below {} MiB, where the lab needs room", first >> 20);
+        if self
+            .kernel
+            .segments
+            .iter()
+            .any(|(address, _)| *address < first)
+        {
+            bail!(
+                "this kernel wants to lie below {} MiB, where the lab needs room",
+                first >> 20
+            );
         }
         if self.arguments.len() >= ARGUMENTS_MAX {
-            bail!("the kernel arguments are longer than {} bytes", ARGUMENTS_MAX - 1);
+            bail!(
+                "the kernel arguments are longer than {} bytes",
+                ARGUMENTS_MAX - 1
+            );
         }
-        let ends = self.kernel.segments.iter().map(|(at, bytes)| at + bytes.len() as u64);
+        let ends = self
+            .kernel
+            .segments
+            .iter()
+            .map(|(at, bytes)| at + bytes.len() as u64);
         let initramfs = ends.fold(self.kernel.end, u64::max).next_multiple_of(PAGE);
         let end_mark = (initramfs + initramfs_size).next_multiple_of(PAGE);
         let ram_end = (u64::from(self.memory_mib) << 20) - ACPI_TABLES;
@@ -103,7 +118,10 @@ impl Contents<'_> {
             (START_INFO.into(), start_info(map.len())),
             (MODULES.into(), words(&[initramfs, initramfs_size, 0, 0])),
             (MEMORY_MAP.into(), words(map.as_flattened())),
-            (ARGUMENTS.into(), [self.arguments.as_bytes(), b"\0"].concat()),
+            (
+                ARGUMENTS.into(),
+                [self.arguments.as_bytes(), b"\0"].concat(),
+            ),
             (end_mark, END_MARK.to_le_bytes().to_vec()),
         ]);
         Ok(Plan { pieces, initramfs })
@@ -170,13 +188,21 @@ mod tests {
 
     fn contents<'a>(kernel: &'a Vmlinux, initramfs: &'a Path, memory_mib: u32) -> Contents<'a> {
         let arguments = "quiet";
-        Contents { kernel, initramfs, arguments, memory_mib }
+        Contents {
+            kernel,
+            initramfs,
+            arguments,
+            memory_mib,
+        }
     }
 
     #[test]
     fn everything_lies_where_it_is_said_to_lie() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, initramfs) = (folder.path().join("memory"), folder.path().join("initramfs"));
+        let (path, initramfs) = (
+            folder.path().join("memory"),
+            folder.path().join("initramfs"),
+        );
         std::fs::write(&initramfs, [3; 9000]).unwrap();
         let kernel = kernel(0x100_0000);
         contents(&kernel, &initramfs, 64).write(&path).unwrap();
@@ -205,7 +231,9 @@ mod tests {
         assert_eq!(file.len(), (end_mark - ADDRESS) as usize + 4);
 
         let (map, entries) = (word(info + 40), word(info + 48));
-        let ranges = (0..entries).map(|i| map + i * 24).map(|at| (word(at), word(at + 8)));
+        let ranges = (0..entries)
+            .map(|i| map + i * 24)
+            .map(|at| (word(at), word(at + 8)));
         let ram: Vec<_> = ranges.collect();
         assert_eq!(ram[3], (0x10_0000, (63 << 20) - 0x1_0000));
         assert_eq!(ram[4], ((64 << 20) - 0x1_0000, 0x1_0000));
@@ -214,7 +242,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, initramfs) = (folder.path().join("memory"), folder.path().join("initramfs"));
+        let (path, initramfs) = (
+            folder.path().join("memory"),
+            folder.path().join("initramfs"),
+        );
         std::fs::write(&initramfs, [3; 9000]).unwrap();
         let (good, low) = (kernel(0x100_0000), kernel(0x80_0000));
         let refused = |kernel, mib| {

@@ -154,7 +154,10 @@ mod tests {
         let image = image();
         assert_eq!(image.len(), 512);
         assert_eq!(image[..3], [0x55, 0xAA, 1]);
-        assert_eq!(image.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        assert_eq!(
+            image.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)),
+            0
+        );
         // The last code byte, before zeros and the checksum, is in the descriptor of flat data.
         let used = image[..511].iter().rposition(|byte| *byte != 0).unwrap();
         assert!(used < 511 - 8, "{used}");

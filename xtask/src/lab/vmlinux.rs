@@ -86,7 +86,8 @@ impl<'a> Packed<'a> {
     fn size(&self) -> anyhow::Result<usize> {
         let size = self.payload.last_chunk::<SIZE>();
         let size = size.and_then(|size| usize::try_from(u32::from_le_bytes(*size)).ok());
-        size.filter(|size| *size <= UNPACKED_MAX).context("its size makes no sense")
+        size.filter(|size| *size <= UNPACKED_MAX)
+            .context("its size makes no sense")
     }
 
     /// The unpacked kernel, from the folder if it is there.
@@ -110,7 +111,11 @@ impl<'a> Packed<'a> {
     }
 
     fn file(&self, folder: &Path) -> PathBuf {
-        let name = format!("{:08x}-{}", crc32fast::hash(self.payload), self.payload.len());
+        let name = format!(
+            "{:08x}-{}",
+            crc32fast::hash(self.payload),
+            self.payload.len()
+        );
         folder.join(name)
     }
 }
@@ -183,7 +188,9 @@ fn pvh(note: Note<'_>) -> Option<u32> {
     const PHYS32_ENTRY: u64 = 18;
     match note {
         Note::Unknown(note) if note.n_type == PHYS32_ENTRY && note.name_str().ok()? == "Xen" => {
-            note.desc.first_chunk::<4>().map(|entry| u32::from_le_bytes(*entry))
+            note.desc
+                .first_chunk::<4>()
+                .map(|entry| u32::from_le_bytes(*entry))
         }
         _ => None,
     }
@@ -247,7 +254,9 @@ mod tests {
 
     #[test]
     fn what_is_not_a_kernel_is_refused() {
-        let error = unpack(&sized(b"gzip".to_vec(), 4), 4).unwrap_err().to_string();
+        let error = unpack(&sized(b"gzip".to_vec(), 4), 4)
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "its packing is neither zstd, LZ4 nor xz");
         assert!(unpack(b"abc", 0).is_err());
         assert!(parse(b"no ELF file", 0).is_err());
