@@ -7,14 +7,16 @@ mod command;
 mod cpio;
 mod files;
 mod image;
-mod iso;
 mod kernel;
 mod machine;
+mod memory;
 mod packages;
 mod programs;
 mod protocol;
 mod qemu;
+mod rom;
 mod session;
+mod vmlinux;
 
 use std::ffi::OsString;
 use std::fs;
