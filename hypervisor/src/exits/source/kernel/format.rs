@@ -37,7 +37,7 @@ pub(super) fn field(format: &str, name: &str, sizes: &[usize]) -> Result<Field, 
     Ok(field)
 }
 
-/// Takes apart a line like `field:unsigned int vcpu_id;	offset:8;	size:4;	signed:0;`.
+/// Takes apart a line: `field:TYPE NAME; offset:N; size:N; signed:N;`, with tabs between.
 fn parse(line: &str) -> Option<(&str, Field)> {
     let mut parts = line.trim().split(';').map(str::trim);
     let declaration = parts.next()?.strip_prefix("field:")?;
