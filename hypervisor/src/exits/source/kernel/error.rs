@@ -14,6 +14,14 @@ pub enum KernelLedgerError {
          root"
     )]
     NoTracefs,
+    /// The folder given is no tracefs.
+    #[error("{root} is no tracefs: {source}", root = .root.display())]
+    NotTracefs {
+        /// The folder.
+        root: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
     /// tracefs is there but may not be read.
     #[error(
         "cannot read {path}: {source}: run as root or with CAP_DAC_READ_SEARCH, or give tracefs \
@@ -54,11 +62,8 @@ pub enum KernelLedgerError {
     )]
     UnknownKvm,
     /// bpf() is not allowed.
-    #[error("the kernel does not allow {operation}: run as root, or with CAP_BPF and CAP_PERFMON")]
-    BpfDenied {
-        /// What.
-        operation: &'static str,
-    },
+    #[error("the kernel refuses bpf(): run as root, or with CAP_BPF and CAP_PERFMON")]
+    BpfDenied,
     /// bpf() failed otherwise.
     #[error("the kernel cannot {operation}: {source}")]
     Bpf {
@@ -83,7 +88,7 @@ pub enum KernelLedgerError {
         /// Why.
         source: io::Error,
         /// What to do.
-        hint: String,
+        hint: &'static str,
     },
     /// The maps cannot be frozen.
     #[error("the kernel cannot freeze the ledger: {0}")]

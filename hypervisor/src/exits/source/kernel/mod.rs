@@ -2,16 +2,35 @@
 //! VM's vCPUs, in maps that are updated in place. Nothing is streamed, nothing can be lost.
 
 pub mod asks;
+mod asm;
+mod bpf;
+#[cfg(test)]
+mod disasm;
 pub mod error;
+mod format;
+mod layout;
+mod open;
+mod programs;
 pub mod slots;
+#[cfg(test)]
+mod tests;
+mod tracefs;
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 pub use asks::{Ask, AskKind, TimeDriven};
 pub use error::{EnlistError, KernelLedgerError};
 pub use slots::SLOTS;
+
+use bpf::{Mapping, Program};
+use layout::{Sizes, header, row};
+use programs::enlisting;
 
 use crate::profile::KvmKind;
 
@@ -76,7 +95,7 @@ pub enum Mark {
 pub struct Options<'a> {
     /// How much is kept.
     pub level: Level,
-    /// Whose exit codes to expect.
+    /// Whose exit codes to expect; a software KVM's emulated events are counted instead of exits.
     pub kvm: KvmKind,
     /// How many vCPUs the VM has.
     pub vcpus: u32,
@@ -130,6 +149,14 @@ impl RawRecord {
     }
 }
 
+/// A program at work.
+#[derive(Debug)]
+struct Attached {
+    program: Program,
+    /// Open as long as the program is to run.
+    _link: OwnedFd,
+}
+
 /// The kernel-side ledger of one process: opened once, before the first VM, it outlives their
 /// resets. Its numbers only grow: a reader takes a baseline.
 #[derive(Debug)]
@@ -137,16 +164,26 @@ pub struct KernelLedger {
     level: Level,
     kvm: KvmKind,
     vcpus: u32,
+    sizes: Sizes,
+    /// Read-only for good; the programs alone write it.
+    ledger: Mapping,
+    marks: Mapping,
+    asks: Mapping,
+    histogram: Option<Mapping>,
+    enlister: Program,
+    /// Two threads with one place in the table must not both find it free.
+    enlisting: Mutex<()>,
+    attached: Vec<Attached>,
 }
 
 impl KernelLedger {
     /// Assembles the programs for the running kernel, loads and attaches them. Needs CAP_BPF,
     /// CAP_PERFMON and a readable tracefs, or root; afterwards no capability is needed any more.
-    pub fn open(_options: &Options) -> Result<Self, KernelLedgerError> {
-        Err(KernelLedgerError::NoTracefs)
+    pub fn open(options: &Options) -> Result<Self, KernelLedgerError> {
+        open::open(options)
     }
 
-    /// How much is kept.
+    /// How much is kept. Emulated events are only counted.
     pub fn level(&self) -> Level {
         self.level
     }
@@ -156,55 +193,130 @@ impl KernelLedger {
         self.kvm
     }
 
+    /// How many vCPUs it was opened for.
+    pub fn vcpus(&self) -> u32 {
+        self.vcpus
+    }
+
     /// Whether emulated events are counted, not hardware exits.
     pub fn is_emulated(&self) -> bool {
         self.kvm == KvmKind::Software
     }
 
-    /// Makes the calling thread known as this vCPU's, before its first KVM_RUN.
+    /// Makes the calling thread known as this vCPU's, before its first KVM_RUN. What an earlier
+    /// thread of the vCPU left open is forgotten.
     pub fn enlist(&self, vcpu: u32) -> Result<(), EnlistError> {
-        Err(EnlistError::NoSuchVcpu(vcpu))
+        self.mark(vcpu, Mark::Guest);
+        self.enlisting(vcpu, enlisting::ENLIST)
     }
 
-    /// Forgets the vCPU's thread, because it ends. Any thread may call this.
-    pub fn delist(&self, _vcpu: u32) {}
+    /// Forgets the vCPU's thread, because it ends: its id may soon be another's. Any thread may
+    /// call this.
+    pub fn delist(&self, vcpu: u32) -> Result<(), EnlistError> {
+        self.enlisting(vcpu, enlisting::DELIST)
+    }
+
+    fn enlisting(&self, vcpu: u32, what: u64) -> Result<(), EnlistError> {
+        let _one_at_a_time = self.enlisting.lock().unwrap_or_else(|e| e.into_inner());
+        match self.enlister.run(&[vcpu.into(), what]) {
+            Ok(enlisting::DONE) => Ok(()),
+            Ok(enlisting::COLLISION) => Err(EnlistError::Collision),
+            Ok(_) => Err(EnlistError::NoSuchVcpu(vcpu)),
+            Err(error) => Err(EnlistError::Refused(error)),
+        }
+    }
 
     /// Says whose exit the vCPU's next entry closes. No system call.
-    pub fn mark(&self, _vcpu: u32, _mark: Mark) {}
-
-    /// Copies what is known of a vCPU. No system call, no allocation; the vCPU may be running.
-    pub fn read(&self, _vcpu: u32, into: &mut RawRecord) {
-        into.clone_from(&RawRecord::default());
+    pub fn mark(&self, vcpu: u32, mark: Mark) {
+        let says = match mark {
+            Mark::Guest => layout::mark::GUEST,
+            Mark::OwnOnce => layout::mark::OWN_ONCE,
+            Mark::OwnUntilCleared => layout::mark::OWN,
+        };
+        let place = (vcpu as usize) << layout::MARK_SHIFT >> 3;
+        if let Some(word) = self.marks.words().get(place) {
+            word.store(says, Relaxed);
+        }
     }
 
-    /// What the vCPU asked for, sorted.
-    pub fn asks(&self, _vcpu: u32) -> Vec<Ask> {
-        Vec::new()
+    /// A vCPU's record; empty if there is no such vCPU.
+    fn record(&self, vcpu: u32) -> &[AtomicU64] {
+        let vcpu = vcpu as usize;
+        let words = layout::RECORD / 8;
+        if vcpu < self.sizes.records {
+            &self.ledger.words()[vcpu * words..][..words]
+        } else {
+            &[]
+        }
+    }
+
+    /// Copies what is known of a vCPU. No system call, no allocation; the vCPU may be running.
+    ///
+    /// Numbers that depend on each other are read against the order in which they are written, so
+    /// that a copy never contradicts itself: own ≤ timed ≤ exits.
+    pub fn read(&self, vcpu: u32, into: &mut RawRecord) {
+        let record = self.record(vcpu);
+        let at = |offset: usize| record.get(offset / 8).map_or(0, |word| word.load(Acquire));
+        for slot in 0..SLOTS {
+            let field = |field| at((slot << layout::ROW_SHIFT) + field);
+            into.own_ns[slot] = field(row::OWN_NS);
+            into.own_timed[slot] = field(row::OWN_TIMED);
+            into.min_ns[slot] = match field(row::MIN_NS) {
+                u64::MAX => 0,
+                shortest => shortest,
+            };
+            into.max_ns[slot] = field(row::MAX_NS).max(into.min_ns[slot]);
+            into.ns[slot] = field(row::NS);
+            into.timed[slot] = field(row::TIMED);
+            into.exits[slot] = field(row::EXITS);
+        }
+        into.failed = at(header::FAILED);
+        into.last_other = at(header::LAST_OTHER);
+    }
+
+    /// A vCPU's block of asks; empty if there is no such vCPU.
+    fn block(&self, vcpu: u32) -> &[AtomicU64] {
+        let vcpu = vcpu as usize;
+        let words = layout::ASK_BLOCK / 8;
+        if vcpu < self.sizes.records {
+            &self.asks.words()[vcpu * words..][..words]
+        } else {
+            &[]
+        }
+    }
+
+    /// What the vCPU asked for, sorted; last in each kind what found no room in the table, if any.
+    pub fn asks(&self, vcpu: u32) -> Vec<Ask> {
+        asks::collect(self.block(vcpu))
     }
 
     /// The vCPU's asks that depend on time. No system call, no allocation.
-    pub fn time_driven(&self, _vcpu: u32) -> TimeDriven {
-        TimeDriven::default()
+    pub fn time_driven(&self, vcpu: u32) -> TimeDriven {
+        TimeDriven::read(self.block(vcpu))
     }
 
-    /// How long the vCPU's exits of a slot took; zeros below [`Level::Histogram`].
-    pub fn histogram(&self, _vcpu: u32, _slot: usize) -> [u64; BUCKETS] {
-        [0; BUCKETS]
+    /// How long the vCPU's exits of a slot took, the profiler's own included: bucket n counts those
+    /// from 2^n ns to below 2^(n+1) ns. Zeros below [`Level::Histogram`].
+    pub fn histogram(&self, vcpu: u32, slot: usize) -> [u64; BUCKETS] {
+        let words = self.histogram.as_ref().map_or(&[][..], Mapping::words);
+        let known = (vcpu as usize) < self.sizes.records && slot < SLOTS;
+        let base = ((vcpu as usize) << layout::HISTOGRAM_SHIFT) + (slot << layout::BUCKETS_SHIFT);
+        std::array::from_fn(|bucket| {
+            let word = words.get(base / 8 + bucket).filter(|_| known);
+            word.map_or(0, |word| word.load(Relaxed))
+        })
     }
 
     /// Events of this process that belong to none of the vCPUs: should be 0.
     pub fn stray(&self) -> u64 {
-        0
+        let word = self.ledger.words().get(self.sizes.stray() / 8);
+        word.map_or(0, |word| word.load(Relaxed))
     }
 
-    /// How often the kernel did not run one of the programs because the CPU was already in one:
-    /// such events are lost. `None` if the kernel does not say.
+    /// How often the kernel did not run a program because the CPU was already in one: these events
+    /// are lost. `None` if the kernel does not say. Kernels before 6.7 do not count what the
+    /// programs on kvm_exit missed: there only KVM's statistic shows it.
     pub fn missed(&self) -> Option<u64> {
-        None
-    }
-
-    /// How many vCPUs it was opened for.
-    pub fn vcpus(&self) -> u32 {
-        self.vcpus
+        self.attached.iter().map(|a| a.program.misses()).sum()
     }
 }

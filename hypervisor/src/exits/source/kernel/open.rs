@@ -1,0 +1,321 @@
+//! Opening the ledger: tracepoints found, maps made and frozen, programs loaded and attached.
+
+use std::ffi::CStr;
+use std::io;
+use std::sync::Mutex;
+
+use super::asks::{self, AskKind};
+use super::asm::{Asm, Insn, Map, MapFds};
+use super::bpf::{ArrayMap, Kind, Program};
+use super::error::KernelLedgerError as Error;
+use super::layout::{self, Sizes, header, row};
+use super::programs::{self, AskOf, ExitFields, RowOf, Vm};
+use super::slots::SLOTS;
+use super::tracefs::Tracefs;
+use super::{Attached, KernelLedger, Level, Options};
+use crate::profile::KvmKind;
+
+/// Opens the ledger; nothing is attached unless everything is.
+pub(super) fn open(options: &Options) -> Result<KernelLedger, Error> {
+    let Options { kvm, vcpus, .. } = *options;
+    // Emulated events have no entry that would close them.
+    let level = match kvm {
+        KvmKind::Unknown => return Err(Error::UnknownKvm),
+        KvmKind::Software => Level::Counts,
+        KvmKind::Intel | KvmKind::Amd => options.level,
+    };
+    let tracefs = Tracefs::find(options.tracefs)?;
+    let vm = Vm {
+        tgid: whoami()?,
+        vcpus,
+        sizes: Sizes::of(vcpus),
+    };
+    let plans = if kvm == KvmKind::Software {
+        emulated(&tracefs, &vm)?
+    } else {
+        hardware(&tracefs, &vm, kvm, level)?
+    };
+
+    let maps = Maps::create(vm.sizes, level)?;
+    let fds = maps.fds();
+    let enlister = load("enlist", Kind::RawTracepoint, programs::enlist(&vm), &fds)?;
+    let attached = plans
+        .into_iter()
+        .map(|plan| plan.carry_out(&fds))
+        .collect::<Result<_, _>>()?;
+
+    let bpf = |operation| move |source| bpf_error(operation, source);
+    Ok(KernelLedger {
+        level,
+        kvm,
+        vcpus,
+        sizes: vm.sizes,
+        ledger: maps.ledger.map(false).map_err(bpf(MAP))?,
+        marks: maps.marks.map(true).map_err(bpf(MAP))?,
+        asks: maps.asks.map(false).map_err(bpf(MAP))?,
+        histogram: match &maps.histogram {
+            Some(histogram) => Some(histogram.map(false).map_err(bpf(MAP))?),
+            None => None,
+        },
+        enlister,
+        enlisting: Mutex::new(()),
+        attached,
+    })
+}
+
+const MAP: &str = "map the ledger into memory";
+
+/// The maps, filled and frozen.
+struct Maps {
+    ledger: ArrayMap,
+    marks: ArrayMap,
+    asks: ArrayMap,
+    histogram: Option<ArrayMap>,
+}
+
+impl Maps {
+    fn create(sizes: Sizes, level: Level) -> Result<Self, Error> {
+        let create = |size| ArrayMap::create(size).map_err(|e| bpf_error("make a map (bpf)", e));
+        let maps = Self {
+            ledger: create(sizes.ledger())?,
+            marks: create(sizes.marks())?,
+            asks: create(sizes.asks())?,
+            histogram: match level {
+                Level::Histogram => Some(create(sizes.histogram())?),
+                Level::Counts | Level::Cycles => None,
+            },
+        };
+        let fill = |map: &ArrayMap, words: &[u64]| {
+            map.fill(words)
+                .map_err(|e| bpf_error("fill a map (bpf)", e))
+        };
+        fill(&maps.ledger, &fresh_records(sizes))?;
+        fill(&maps.asks, &asks::fresh_block().repeat(sizes.records))?;
+        // All but the marks, which are ours to write.
+        let frozen = [
+            Some(&maps.ledger),
+            Some(&maps.asks),
+            maps.histogram.as_ref(),
+        ];
+        for map in frozen.into_iter().flatten() {
+            map.freeze().map_err(Error::Freeze)?;
+        }
+        Ok(maps)
+    }
+
+    /// Their descriptors, in the order of [`Map::ALL`].
+    fn fds(&self) -> MapFds {
+        Map::ALL.map(|map| {
+            let map = match map {
+                Map::Ledger => Some(&self.ledger),
+                Map::Marks => Some(&self.marks),
+                Map::Asks => Some(&self.asks),
+                Map::Histogram => self.histogram.as_ref(),
+            };
+            map.map_or(-1, ArrayMap::as_raw_fd)
+        })
+    }
+}
+
+/// Records in which nothing has happened.
+pub(super) fn fresh_records(sizes: Sizes) -> Vec<u64> {
+    let mut words = vec![0; sizes.threads() / 8];
+    for (vcpu, record) in words.chunks_exact_mut(layout::RECORD / 8).enumerate() {
+        for slot in 0..SLOTS {
+            record[((slot << layout::ROW_SHIFT) + row::MIN_NS) / 8] = u64::MAX;
+        }
+        record[header::OPEN_NS / 8] = header::CLOSED;
+        record[header::MARK / 8] = (vcpu << layout::MARK_SHIFT) as u64;
+    }
+    words
+}
+
+/// Where a program goes.
+enum Place {
+    /// A tracepoint: programs see its record.
+    Tracepoint(u64),
+    /// A raw tracepoint: programs see its arguments.
+    Raw(&'static CStr),
+}
+
+/// A program, and where it goes.
+struct Plan {
+    event: &'static str,
+    place: Place,
+    asm: Asm,
+}
+
+impl Plan {
+    fn carry_out(self, fds: &MapFds) -> Result<Attached, Error> {
+        let kind = match self.place {
+            Place::Tracepoint(_) => Kind::Tracepoint,
+            Place::Raw(_) => Kind::RawTracepoint,
+        };
+        let program = load(self.event, kind, self.asm, fds)?;
+        let link = match self.place {
+            Place::Tracepoint(id) => program.attach(id),
+            Place::Raw(name) => program.attach_raw(name),
+        };
+        Ok(Attached {
+            _link: link.map_err(|source| attach_error(self.event, source))?,
+            program,
+        })
+    }
+}
+
+/// What counts hardware's exits.
+fn hardware(tracefs: &Tracefs, vm: &Vm, kvm: KvmKind, level: Level) -> Result<Vec<Plan>, Error> {
+    let event = tracefs.event("kvm_exit")?;
+    let fields = ExitFields {
+        vcpu_id: event.field("vcpu_id", &[4])?,
+        exit_reason: event.field("exit_reason", &[4, 8])?,
+        info1: event.field("info1", &[8])?,
+    };
+    let mut plans = Vec::new();
+    if level >= Level::Cycles {
+        plans.push(Plan {
+            event: "kvm_entry",
+            place: Place::Raw(c"kvm_entry"),
+            asm: programs::entry(vm, level),
+        });
+    }
+    for name in ["kvm_msr", "kvm_pio"] {
+        plans.push(traced(tracefs, vm, name, None)?);
+    }
+    plans.push(Plan {
+        event: "kvm_exit",
+        place: Place::Tracepoint(event.id),
+        asm: programs::exit(vm, kvm, level, &fields),
+    });
+    Ok(plans)
+}
+
+/// What counts a software KVM's emulated events, each as the reason that hardware would give.
+fn emulated(tracefs: &Tracefs, vm: &Vm) -> Result<Vec<Plan>, Error> {
+    [
+        ("kvm_cpuid", 10),
+        ("kvm_vcpu_wakeup", 12),
+        ("kvm_hypercall", 18),
+        ("kvm_cr", 28),
+        ("kvm_pio", 30),
+        ("kvm_msr", 31),
+        ("kvm_mmio", 49),
+    ]
+    .into_iter()
+    .map(|(name, slot)| traced(tracefs, vm, name, Some(slot)))
+    .collect()
+}
+
+/// A program on one of KVM's other tracepoints: counts it as an exit if it has a slot, and keeps
+/// what was asked for.
+fn traced(
+    tracefs: &Tracefs,
+    vm: &Vm,
+    name: &'static str,
+    slot: Option<usize>,
+) -> Result<Plan, Error> {
+    let event = tracefs.event(name)?;
+    let word = |field| event.field(field, &[4]);
+    let ask = match name {
+        "kvm_msr" => Some((
+            AskOf::Direction(word("write")?, AskKind::MsrRead),
+            word("ecx")?,
+        )),
+        "kvm_pio" => Some((
+            AskOf::Direction(word("rw")?, AskKind::PortIn),
+            word("port")?,
+        )),
+        "kvm_cpuid" => Some((AskOf::Kind(AskKind::CpuidLeaf), word("function")?)),
+        _ => None,
+    };
+    let row = match (name, slot) {
+        (_, None) => None,
+        ("kvm_msr", Some(slot)) => Some(RowOf::Direction(word("write")?, slot)),
+        // A read is traced when it leaves for user space (0) and when it is answered (1).
+        ("kvm_mmio", Some(slot)) => Some(RowOf::Unless(word("type")?, 0, slot)),
+        (_, Some(slot)) => Some(RowOf::Slot(slot)),
+    };
+    Ok(Plan {
+        event: name,
+        place: Place::Tracepoint(event.id),
+        asm: programs::event(vm, &programs::Event { row, ask }),
+    })
+}
+
+/// This process's id as programs see it: in a PID namespace getpid() is another.
+fn whoami() -> Result<u32, Error> {
+    let none = [-1; Map::ALL.len()];
+    let program = load("whoami", Kind::RawTracepoint, programs::whoami(), &none)?;
+    let id = program.run(&[]);
+    id.map_err(|source| bpf_error("run a program (bpf)", source))
+}
+
+fn load(program: &'static str, kind: Kind, asm: Asm, fds: &MapFds) -> Result<Program, Error> {
+    let insns: Vec<Insn> = asm.assemble(fds).map_err(|error| Error::Assembler {
+        program,
+        what: error.to_string(),
+    })?;
+    Program::load(kind, &insns).map_err(|source| {
+        if is_denied(&source) {
+            return bpf_error("bpf()", source);
+        }
+        match last_word(&Program::complaint(kind, &insns)) {
+            Some(line) => Error::Verifier { program, line },
+            None => bpf_error("load a program (bpf)", source),
+        }
+    })
+}
+
+/// The verifier's last line that says why: the very last are statistics.
+fn last_word(log: &str) -> Option<String> {
+    let says_why = |line: &&str| !line.trim().is_empty() && !line.starts_with("processed ");
+    Some(log.lines().rev().find(says_why)?.trim().to_owned())
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPERM)
+}
+
+fn bpf_error(operation: &'static str, source: io::Error) -> Error {
+    if is_denied(&source) {
+        return Error::BpfDenied;
+    }
+    Error::Bpf { operation, source }
+}
+
+fn attach_error(event: &'static str, source: io::Error) -> Error {
+    let denied = source.kind() == io::ErrorKind::PermissionDenied;
+    let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
+    let paranoid = paranoid
+        .ok()
+        .and_then(|text| text.trim().parse::<i32>().ok());
+    let hint = match (denied, paranoid) {
+        (false, _) => "",
+        (true, Some(3..)) => {
+            ": kernel.perf_event_paranoid is above 2 and refuses CAP_PERFMON too: lower it to 2, or \
+             run as root"
+        }
+        (true, _) => ": run as root, or with CAP_PERFMON",
+    };
+    Error::Attach {
+        event,
+        source,
+        hint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verifier_s_last_word_is_found() {
+        let log =
+            "0: (79) r1 = *(u64 *)(r1 +8)\nR1 invalid mem access 'inv'\nprocessed 7 insns\n\n";
+        assert_eq!(
+            last_word(log).as_deref(),
+            Some("R1 invalid mem access 'inv'")
+        );
+        assert_eq!(last_word(""), None);
+    }
+}

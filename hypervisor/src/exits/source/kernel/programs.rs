@@ -1,0 +1,561 @@
+//! The programs, assembled for the running kernel: offsets and the process are immediates.
+//!
+//! The two on the exit path are written for few instructions. Neither calls more than it must, and
+//! what is rare stands behind the result. A vCPU runs one program at a time, on one CPU: its
+//! memory has one writer, so that plain additions are exact.
+
+use super::Level;
+use super::asks::AskKind;
+use super::asm::{Asm, Helper, If, Label, Map, Op, Reg, Width};
+use super::format::Field;
+use super::layout::{self, Sizes, header, mark, row, thread};
+use super::slots::{self, OTHER};
+use crate::profile::KvmKind;
+
+use Reg::{R0, R1, R2, R3, R4, R5, R6};
+
+/// Whose vCPUs are counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Vm {
+    /// The process, by the id that programs see.
+    pub(super) tgid: u32,
+    /// Its vCPUs.
+    pub(super) vcpus: u32,
+    /// The maps.
+    pub(super) sizes: Sizes,
+}
+
+impl Vm {
+    /// What keeps an offset of records in bounds.
+    fn record_mask(&self) -> u64 {
+        (self.vcpu_mask()) << layout::RECORD_SHIFT
+    }
+
+    fn vcpu_mask(&self) -> u64 {
+        self.sizes.records as u64 - 1
+    }
+
+    fn last_vcpu(&self) -> u64 {
+        u64::from(self.vcpus.saturating_sub(1))
+    }
+}
+
+/// What the exit program reads of `kvm:kvm_exit`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExitFields {
+    pub(super) vcpu_id: Field,
+    pub(super) exit_reason: Field,
+    /// SVM: EXITINFO1.
+    pub(super) info1: Field,
+}
+
+/// Loads a field of the record at `R6`. Its size has been checked.
+fn load_field(asm: &mut Asm, dst: Reg, field: Field) {
+    let width = Width::of(field.size).unwrap_or(Width::D);
+    asm.load(width, dst, R6, field.offset);
+}
+
+/// On `kvm:kvm_exit`: counts the exit in its slot and, if exits are timed, notes it as open.
+pub(super) fn exit(vm: &Vm, kvm: KvmKind, level: Level, fields: &ExitFields) -> Asm {
+    let mut asm = Asm::new();
+    let (out, stray) = (asm.label(), asm.label());
+    asm.op(Op::Move, R6, R1);
+    asm.call(Helper::GetCurrentPidTgid);
+    asm.op_imm(Op::ShiftRight, R0, 32);
+    asm.jump_if_imm(If::NotEq, R0, vm.tgid.into(), out);
+
+    // R3 = the vCPU's record
+    load_field(&mut asm, R1, fields.vcpu_id);
+    asm.jump_if_imm(If::Above, R1, vm.last_vcpu(), stray);
+    asm.op_imm(Op::ShiftLeft, R1, layout::RECORD_SHIFT.into());
+    asm.map_value(R3, Map::Ledger, 0);
+    asm.op(Op::Add, R3, R1);
+
+    // R2 = the exit's slot
+    load_field(&mut asm, R2, fields.exit_reason);
+    let count = asm.label();
+    let rare = if kvm == KvmKind::Amd {
+        let (msr, beyond) = (asm.label(), asm.label());
+        asm.jump_if_imm(If::Eq, R2, slots::SVM_MSR, msr);
+        asm.jump_if_imm(If::AtLeast, R2, slots::SVM_DIRECT as u64, beyond);
+        Rare::Svm { msr, beyond }
+    } else {
+        let (failed, basic, other) = (asm.label(), asm.label(), asm.label());
+        asm.jump_if_imm(If::Test, R2, i64::from(i32::MIN).cast_unsigned(), failed);
+        asm.place(basic);
+        asm.op_imm(Op::And, R2, 0xFFFF);
+        asm.jump_if_imm(If::AtLeast, R2, slots::VMX_DIRECT as u64, other);
+        Rare::Vmx {
+            failed,
+            basic,
+            other,
+        }
+    };
+
+    asm.place(count);
+    asm.op_imm(Op::ShiftLeft, R2, layout::ROW_SHIFT.into());
+    if level >= Level::Cycles {
+        asm.op(Op::Move, R6, R3);
+        asm.store(Width::D, R6, header::OPEN_ROW, R2);
+    }
+    asm.op(Op::Add, R2, R3);
+    asm.increment(R2, row::EXITS, R1);
+    if level >= Level::Cycles {
+        // Last, so that the exit's time does not contain this program.
+        asm.call(Helper::KtimeGetNs);
+        asm.store(Width::D, R6, header::OPEN_NS, R0);
+    }
+    asm.place(out);
+    asm.finish_with(0);
+
+    let other = match rare {
+        Rare::Svm { msr, beyond } => rare_svm(&mut asm, fields.info1, msr, beyond, count),
+        Rare::Vmx {
+            failed,
+            basic,
+            other,
+        } => {
+            asm.place(failed);
+            asm.increment(R3, header::FAILED, R1);
+            asm.jump(basic);
+            other
+        }
+    };
+    asm.place(other);
+    asm.store(Width::D, R3, header::LAST_OTHER, R2);
+    asm.op_imm(Op::Move, R2, OTHER as u64);
+    asm.jump(count);
+
+    asm.place(stray);
+    count_stray(&mut asm, vm);
+    asm.jump(out);
+    asm
+}
+
+/// Where the rare codes of a processor are treated.
+enum Rare {
+    Svm {
+        msr: Label,
+        beyond: Label,
+    },
+    Vmx {
+        failed: Label,
+        basic: Label,
+        other: Label,
+    },
+}
+
+/// `R2` = slot of the exit code in `R2`, for those that are not simply their own slot. Returns
+/// where codes without a slot go.
+fn rare_svm(asm: &mut Asm, info1: Field, msr: Label, beyond: Label, count: Label) -> Label {
+    let other = asm.label();
+    let slot = |asm: &mut Asm, slot: usize| asm.op_imm(Op::Move, R2, slot as u64);
+
+    asm.place(msr);
+    load_field(asm, R1, info1);
+    slot(asm, slots::SVM_MSR_WRITE);
+    asm.jump_if_imm(If::Test, R1, slots::MSR_WRITE, count);
+    slot(asm, slots::SVM_MSR as usize);
+    asm.jump(count);
+
+    // A code that was cut to 32 bits is made negative again.
+    asm.place(beyond);
+    let wide = asm.label();
+    asm.op(Op::Move, R1, R2);
+    asm.op_imm(Op::ShiftRight, R1, 32);
+    asm.jump_if_imm(If::NotEq, R1, 0, wide);
+    asm.op_imm(Op::ShiftLeft, R2, 32);
+    asm.op_imm(Op::ArithmeticShiftRight, R2, 32);
+    asm.place(wide);
+
+    let (negative, fault, avic) = (asm.label(), asm.label(), asm.label());
+    asm.op(Op::Move, R1, R2);
+    asm.op_imm(Op::Sub, R1, slots::SVM_HIGH_FIRST);
+    asm.jump_if_imm(If::AtLeast, R1, slots::SVM_HIGH_COUNT, negative);
+    asm.jump_if_imm(If::Eq, R1, slots::SVM_NPF - slots::SVM_HIGH_FIRST, fault);
+    asm.jump_if_imm(If::Eq, R1, slots::SVM_AVIC - slots::SVM_HIGH_FIRST, avic);
+    asm.op(Op::Move, R2, R1);
+    asm.op_imm(Op::Add, R2, slots::SVM_HIGH as u64);
+    asm.jump(count);
+
+    asm.place(fault);
+    load_field(asm, R1, info1);
+    slot(asm, slots::SVM_NPF_RESERVED);
+    asm.jump_if_imm(If::Test, R1, slots::FAULT_RESERVED, count);
+    slot(asm, slots::SVM_HIGH);
+    asm.jump(count);
+
+    asm.place(avic);
+    load_field(asm, R1, info1);
+    asm.op(Op::Move, R4, R1);
+    asm.op_imm(
+        Op::ShiftRight,
+        R4,
+        slots::APIC_WRITE.trailing_zeros().into(),
+    );
+    let write = asm.label();
+    slot(
+        asm,
+        slots::SVM_HIGH + (slots::SVM_AVIC - slots::SVM_HIGH_FIRST) as usize,
+    );
+    asm.jump_if_imm(If::Test, R4, 1, write);
+    asm.jump(count);
+    asm.place(write);
+    asm.op_imm(Op::And, R1, slots::APIC_OFFSET);
+    for class in [slots::SVM_AVIC_EOI, slots::SVM_AVIC_TRAP] {
+        let (found, next) = (asm.label(), asm.label());
+        for (first, last) in runs(slots::apic_class(class)) {
+            asm.op(Op::Move, R4, R1);
+            asm.op_imm(Op::Sub, R4, first);
+            asm.jump_if_imm(If::Below, R4, last - first + 1, found);
+        }
+        asm.jump(next);
+        asm.place(found);
+        slot(asm, class);
+        asm.jump(count);
+        asm.place(next);
+    }
+    asm.jump(count);
+
+    asm.place(negative);
+    asm.op(Op::Move, R1, R2);
+    asm.op_imm(Op::Add, R1, slots::SVM_NEGATIVE_COUNT);
+    asm.jump_if_imm(If::AtLeast, R1, slots::SVM_NEGATIVE_COUNT, other);
+    asm.op(Op::Move, R2, R1);
+    asm.op_imm(Op::Add, R2, slots::SVM_NEGATIVE as u64);
+    asm.jump(count);
+    other
+}
+
+/// Runs of multiples of 16 that follow each other.
+fn runs(offsets: impl Iterator<Item = u64>) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for offset in offsets {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 16 == offset => *last = offset,
+            _ => runs.push((offset, offset)),
+        }
+    }
+    runs
+}
+
+/// Counts an event of the process that belongs to none of its vCPUs. Several threads may.
+fn count_stray(asm: &mut Asm, vm: &Vm) {
+    asm.op_imm(Op::Move, R1, 1);
+    asm.map_value(R2, Map::Ledger, vm.sizes.stray());
+    asm.atomic_add(R2, 0, R1);
+}
+
+/// `R2` = the calling thread's place in the table of threads, whose id is in `R0`.
+fn thread_place(asm: &mut Asm, vm: &Vm) {
+    asm.op(Op::Move, R1, R0);
+    asm.op_imm(Op::And, R1, layout::THREADS as u64 - 1);
+    asm.op_imm(Op::ShiftLeft, R1, layout::THREAD_SHIFT.into());
+    asm.map_value(R2, Map::Ledger, vm.sizes.threads());
+    asm.op(Op::Add, R2, R1);
+}
+
+/// `dst` = the record of the thread at `R2`.
+fn record_of_thread(asm: &mut Asm, vm: &Vm, dst: Reg) {
+    asm.load(Width::W, dst, R2, thread::RECORD);
+    asm.op_imm(Op::And, dst, vm.record_mask());
+    asm.map_value(R1, Map::Ledger, 0);
+    asm.op(Op::Add, dst, R1);
+}
+
+/// On the raw tracepoint `kvm_entry`: closes the open exit.
+pub(super) fn entry(vm: &Vm, level: Level) -> Asm {
+    let mut asm = Asm::new();
+    let (out, own, booked) = (asm.label(), asm.label(), asm.label());
+    asm.call(Helper::GetCurrentPidTgid);
+    thread_place(&mut asm, vm);
+    asm.load(Width::D, R1, R2, thread::ID);
+    asm.jump_if(If::NotEq, R1, R0, out);
+    record_of_thread(&mut asm, vm, R6);
+
+    // R0 = how long it took, R2 = its row. One comparison finds that nothing is open, and that
+    // this CPU's clock is behind that of the exit's, which would be no time.
+    asm.call(Helper::KtimeGetNs);
+    asm.load(Width::D, R1, R6, header::OPEN_NS);
+    asm.jump_if(If::Below, R0, R1, out);
+    asm.store_imm(Width::D, R6, header::OPEN_NS, header::CLOSED);
+    asm.op(Op::Sub, R0, R1);
+    asm.load(Width::D, R2, R6, header::OPEN_ROW);
+    asm.op_imm(Op::And, R2, rows_mask());
+    asm.op(Op::Add, R2, R6);
+    asm.increment(R2, row::TIMED, R1);
+    asm.accumulate(R2, row::NS, R0, R1);
+
+    // R4 = the vCPU's mark, R3 = what it says
+    asm.load(Width::D, R3, R6, header::MARK);
+    asm.op_imm(Op::And, R3, vm.vcpu_mask() << layout::MARK_SHIFT);
+    asm.map_value(R4, Map::Marks, 0);
+    asm.op(Op::Add, R4, R3);
+    asm.load(Width::D, R3, R4, 0);
+    asm.jump_if_imm(If::NotEq, R3, mark::GUEST, own);
+    for (extreme, within) in [(row::MIN_NS, If::AtLeast), (row::MAX_NS, If::Below)] {
+        let kept = asm.label();
+        asm.load(Width::D, R1, R2, extreme);
+        asm.jump_if(within, R0, R1, kept);
+        asm.store(Width::D, R2, extreme, R0);
+        asm.place(kept);
+    }
+    asm.place(booked);
+    if level >= Level::Histogram {
+        bucket(&mut asm, vm);
+    }
+    asm.place(out);
+    asm.finish_with(0);
+
+    asm.place(own);
+    asm.increment(R2, row::OWN_TIMED, R1);
+    asm.accumulate(R2, row::OWN_NS, R0, R1);
+    asm.jump_if_imm(If::NotEq, R3, mark::OWN_ONCE, booked);
+    asm.store_imm(Width::D, R4, 0, mark::GUEST);
+    asm.jump(booked);
+    asm
+}
+
+/// What keeps the offset of a row inside its record.
+fn rows_mask() -> u64 {
+    (layout::RECORD as u64 - 1) & !((1 << layout::ROW_SHIFT) - 1)
+}
+
+/// Counts `R0` ns in the bucket of its binary logarithm, for the row at `R2`. Destroys both.
+pub(super) fn bucket(asm: &mut Asm, vm: &Vm) {
+    // A row's histogram lies where the row does, at four times the offset.
+    const SCALE: u32 = layout::BUCKETS_SHIFT - layout::ROW_SHIFT;
+    const { assert!(layout::HISTOGRAM_SHIFT - layout::RECORD_SHIFT == SCALE) };
+    let mask = (vm.record_mask() | rows_mask()) << SCALE;
+    asm.map_value(R1, Map::Ledger, 0);
+    asm.op(Op::Sub, R2, R1);
+    asm.op_imm(Op::ShiftLeft, R2, SCALE.into());
+    asm.op_imm(Op::And, R2, mask);
+    asm.map_value(R3, Map::Histogram, 0);
+    asm.op(Op::Add, R3, R2);
+
+    let (longest, add) = (asm.label(), asm.label());
+    asm.jump_if_imm(If::Above, R0, i32::MAX as u64, longest);
+    for bits in [16_u64, 8, 4, 2, 1] {
+        let short = asm.label();
+        asm.jump_if_imm(If::Below, R0, 1 << bits, short);
+        if bits > 1 {
+            asm.op_imm(Op::ShiftRight, R0, bits);
+        }
+        asm.op_imm(Op::Add, R3, bits * 8);
+        asm.place(short);
+    }
+    asm.place(add);
+    asm.increment(R3, 0, R1);
+    let done = asm.label();
+    asm.jump(done);
+    asm.place(longest);
+    asm.op_imm(Op::Add, R3, 31 * 8);
+    asm.jump(add);
+    asm.place(done);
+}
+
+/// Where an ask's kind comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum AskOf {
+    /// It is always this.
+    Kind(AskKind),
+    /// By a field: 0 the first, 1 the second, whose code is one higher.
+    Direction(Field, AskKind),
+}
+
+/// Which row an emulated event is counted in.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum RowOf {
+    /// Always this slot's.
+    Slot(usize),
+    /// By a field: 0 this slot's, 1 the next one's.
+    Direction(Field, usize),
+    /// This slot's, unless a field has this value: then the event is not counted at all.
+    Unless(Field, u64, usize),
+}
+
+/// What a program on another tracepoint of KVM's does.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Event {
+    /// Counts it as an exit.
+    pub(super) row: Option<RowOf>,
+    /// Keeps what was asked for: of which kind, and the field that tells which one.
+    pub(super) ask: Option<(AskOf, Field)>,
+}
+
+/// On a tracepoint that a vCPU's own thread passes.
+pub(super) fn event(vm: &Vm, event: &Event) -> Asm {
+    let mut asm = Asm::new();
+    let (out, foreign) = (asm.label(), asm.label());
+    asm.op(Op::Move, R6, R1);
+    asm.call(Helper::GetCurrentPidTgid);
+    thread_place(&mut asm, vm);
+    asm.load(Width::D, R1, R2, thread::ID);
+    asm.jump_if(If::NotEq, R1, R0, foreign);
+    if let Some(of) = event.row {
+        count_row(&mut asm, vm, of, out);
+    }
+    if let Some((of, index)) = event.ask {
+        ask(&mut asm, vm, of, index);
+    }
+    asm.place(out);
+    asm.finish_with(0);
+
+    asm.place(foreign);
+    asm.op_imm(Op::ShiftRight, R0, 32);
+    asm.jump_if_imm(If::NotEq, R0, vm.tgid.into(), out);
+    count_stray(&mut asm, vm);
+    asm.jump(out);
+    asm
+}
+
+/// Counts the event in its row; `R2` is the thread's place, and stays so.
+fn count_row(asm: &mut Asm, vm: &Vm, of: RowOf, out: Label) {
+    let slot = match of {
+        RowOf::Slot(slot) | RowOf::Direction(_, slot) => slot,
+        RowOf::Unless(field, value, slot) => {
+            load_field(asm, R1, field);
+            asm.jump_if_imm(If::Eq, R1, value, out);
+            slot
+        }
+    };
+    record_of_thread(asm, vm, R3);
+    if let RowOf::Direction(field, _) = of {
+        load_field(asm, R1, field);
+        asm.op_imm(Op::And, R1, 1);
+        asm.op_imm(Op::ShiftLeft, R1, layout::ROW_SHIFT.into());
+        asm.op(Op::Add, R3, R1);
+    }
+    asm.increment(R3, (slot << layout::ROW_SHIFT) + row::EXITS, R1);
+}
+
+/// Counts what was asked for; `R2` is the thread's place.
+fn ask(asm: &mut Asm, vm: &Vm, of: AskOf, index: Field) {
+    // R3 = the vCPU's block
+    asm.load(Width::W, R2, R2, thread::VCPU);
+    asm.op_imm(Op::And, R2, vm.vcpu_mask());
+    asm.op_imm(Op::Mul, R2, layout::ASK_BLOCK as u64);
+    asm.map_value(R3, Map::Asks, 0);
+    asm.op(Op::Add, R3, R2);
+
+    // R4 = the kind's code, R1 = the index
+    match of {
+        AskOf::Kind(kind) => asm.op_imm(Op::Move, R4, layout::ask_code(kind)),
+        AskOf::Direction(field, first) => {
+            load_field(asm, R4, field);
+            asm.op_imm(Op::And, R4, 1);
+            asm.op_imm(Op::Add, R4, layout::ask_code(first));
+        }
+    }
+    load_field(asm, R1, index);
+
+    // R5 = its home, as `layout::ask_home` has it
+    asm.op(Op::Move, R5, R1);
+    asm.op_imm(Op::ShiftLeft, R5, 3);
+    asm.op(Op::Add, R5, R4);
+    asm.op_imm(Op::Mul, R5, layout::ASK_SPREAD);
+    asm.op_imm(Op::ShiftRight, R5, u64::from(32 - layout::ASK_HOME_BITS));
+    asm.op_imm(Op::And, R5, (1 << layout::ASK_HOME_BITS) - 1);
+    asm.op_imm(Op::ShiftLeft, R5, layout::ASK_SHIFT.into());
+    asm.op(Op::Add, R5, R3);
+
+    // R1 = its key
+    asm.op(Op::Move, R2, R4);
+    asm.op_imm(Op::ShiftLeft, R2, layout::ASK_KIND_SHIFT.into());
+    asm.op(Op::Or, R1, R2);
+
+    let (known, new, done) = (asm.label(), asm.label(), asm.label());
+    for _ in 0..layout::ASK_PROBES {
+        asm.load(Width::D, R0, R5, layout::ASKS);
+        asm.jump_if(If::Eq, R0, R1, known);
+        asm.jump_if_imm(If::Eq, R0, 0, new);
+        asm.op_imm(Op::Add, R5, 1 << layout::ASK_SHIFT);
+    }
+    asm.op_imm(Op::Sub, R4, 1);
+    asm.op_imm(Op::ShiftLeft, R4, 3);
+    asm.op(Op::Add, R3, R4);
+    asm.increment(R3, 0, R1);
+    asm.jump(done);
+    asm.place(new);
+    asm.store(Width::D, R5, layout::ASKS, R1);
+    asm.place(known);
+    asm.increment(R5, layout::ASKS + layout::ASK_COUNT, R1);
+    asm.place(done);
+}
+
+/// Run by hand: the id of the calling process, as programs see it.
+pub(super) fn whoami() -> Asm {
+    let mut asm = Asm::new();
+    asm.call(Helper::GetCurrentPidTgid);
+    asm.op_imm(Op::ShiftRight, R0, 32);
+    asm.finish();
+    asm
+}
+
+/// What the enlisting program is asked to do, in its second argument.
+pub(super) mod enlisting {
+    /// The calling thread is the vCPU's.
+    pub(in super::super) const ENLIST: u64 = 0;
+    /// The vCPU has no thread any more.
+    pub(in super::super) const DELIST: u64 = 1;
+    /// Done.
+    pub(in super::super) const DONE: u32 = 0;
+    /// Another vCPU's thread has the place.
+    pub(in super::super) const COLLISION: u32 = 1;
+    /// There is no such vCPU.
+    pub(in super::super) const NO_SUCH_VCPU: u32 = 2;
+}
+
+/// Run by hand: enters the calling thread as that of the vCPU in the first argument, whose former
+/// thread is forgotten, and so is its open exit.
+pub(super) fn enlist(vm: &Vm) -> Asm {
+    let mut asm = Asm::new();
+    let (no_such, done, collision) = (asm.label(), asm.label(), asm.label());
+    asm.op(Op::Move, R6, R1);
+    asm.call(Helper::GetCurrentPidTgid);
+    // R4 = the record's offset, R3 = the record
+    asm.load(Width::D, R4, R6, 0);
+    asm.jump_if_imm(If::Above, R4, vm.last_vcpu(), no_such);
+    asm.op_imm(Op::ShiftLeft, R4, layout::RECORD_SHIFT.into());
+    asm.map_value(R3, Map::Ledger, 0);
+    asm.op(Op::Add, R3, R4);
+
+    // The former thread's place may have become another vCPU's.
+    let forgotten = asm.label();
+    asm.store_imm(Width::D, R3, header::OPEN_NS, header::CLOSED);
+    asm.load(Width::D, R5, R3, header::THREAD);
+    asm.store_imm(Width::D, R3, header::THREAD, 0);
+    asm.op(Op::Move, R1, R5);
+    asm.op_imm(Op::And, R1, layout::THREADS as u64 - 1);
+    asm.op_imm(Op::ShiftLeft, R1, layout::THREAD_SHIFT.into());
+    asm.map_value(R2, Map::Ledger, vm.sizes.threads());
+    asm.op(Op::Add, R2, R1);
+    asm.load(Width::D, R1, R2, thread::ID);
+    asm.jump_if(If::NotEq, R1, R5, forgotten);
+    asm.load(Width::W, R1, R2, thread::RECORD);
+    asm.jump_if(If::NotEq, R1, R4, forgotten);
+    asm.store_imm(Width::D, R2, thread::ID, 0);
+    asm.place(forgotten);
+    asm.load(Width::D, R1, R6, 8);
+    asm.jump_if_imm(If::NotEq, R1, enlisting::ENLIST, done);
+
+    let free = asm.label();
+    thread_place(&mut asm, vm);
+    asm.load(Width::D, R1, R2, thread::ID);
+    asm.jump_if_imm(If::Eq, R1, 0, free);
+    asm.jump_if(If::NotEq, R1, R0, collision);
+    asm.place(free);
+    asm.store(Width::W, R2, thread::RECORD, R4);
+    asm.op_imm(Op::ShiftRight, R4, layout::RECORD_SHIFT.into());
+    asm.store(Width::W, R2, thread::VCPU, R4);
+    asm.store(Width::D, R2, thread::ID, R0);
+    asm.store(Width::D, R3, header::THREAD, R0);
+    asm.place(done);
+    asm.finish_with(enlisting::DONE.into());
+    asm.place(collision);
+    asm.finish_with(enlisting::COLLISION.into());
+    asm.place(no_such);
+    asm.finish_with(enlisting::NO_SUCH_VCPU.into());
+    asm
+}
