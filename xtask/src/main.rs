@@ -8,6 +8,8 @@ mod bench;
 mod boot_profile;
 mod build;
 mod ci;
+mod lab;
+mod on;
 mod run;
 mod signals;
 mod smaps;
@@ -46,10 +48,15 @@ enum Task {
     BootProfile(boot_profile::BootProfile),
     Test(test::Test),
     Bench(bench::Bench),
+    Lab(lab::Lab),
     Ci(ci::Ci),
 }
 
 fn main() -> ExitCode {
+    if lab::agent::called() {
+        lab::agent::main();
+        return ExitCode::from(FAILED);
+    }
     let result = Cli::try_parse()
         .map_err(anyhow::Error::from)
         .and_then(|cli| match cli.task {
@@ -58,6 +65,7 @@ fn main() -> ExitCode {
             Task::BootProfile(task) => task.run(),
             Task::Test(task) => task.run(),
             Task::Bench(task) => task.run(),
+            Task::Lab(task) => task.run(),
             Task::Ci(task) => task.run(),
         });
     ExitCode::from(result.unwrap_or_else(|error| complain(&error)))

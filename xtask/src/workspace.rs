@@ -16,6 +16,14 @@ pub(crate) fn root() -> &'static Path {
 
 /// The folder for what xtask itself writes: `exitvisor/` in the target folder, made if missing.
 pub(crate) fn output_folder() -> anyhow::Result<PathBuf> {
+    let folder = target_folder()?.join("exitvisor");
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_folder() -> anyhow::Result<PathBuf> {
     #[derive(Deserialize)]
     struct Metadata {
         target_directory: PathBuf,
@@ -25,10 +33,7 @@ pub(crate) fn output_folder() -> anyhow::Result<PathBuf> {
     let metadata: Metadata = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
         .with_context(|| format!("`{step}` does not name the target folder"))?;
-    let folder = metadata.target_directory.join("exitvisor");
-    std::fs::create_dir_all(&folder)
-        .with_context(|| format!("cannot make {}", folder.display()))?;
-    Ok(folder)
+    Ok(metadata.target_directory)
 }
 
 /// A path as the user would write it: relative to where they stand, if it lies below. What is no

@@ -1,0 +1,672 @@
+//! `cargo xtask lab`: real, unmodified KVM on a machine that has none. An emulator gives a CPU with
+//! AMD-V or VT-x, Debian's kernel runs on it, and Exitvisor runs on that kernel's KVM.
+
+pub(crate) mod agent;
+mod bochs;
+mod command;
+mod cpio;
+mod files;
+mod image;
+mod iso;
+mod kernel;
+mod machine;
+mod packages;
+mod programs;
+mod protocol;
+mod qemu;
+mod session;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use indicatif::ProgressBar;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::build::Built;
+use crate::step::Step;
+use crate::workspace;
+use agent::{Load, Orders};
+pub(crate) use command::Lab;
+use image::Image;
+pub(crate) use kernel::Version;
+use kernel::{Kernel, Module};
+pub(crate) use machine::Host;
+use machine::{Machine, Start};
+use packages::{Packages, Wanted};
+use protocol::{FileHead, Frame};
+use session::End;
+
+/// The status when the time limit ended a run, as exitvisor has it for a guest's.
+pub(crate) const TIME_LIMIT: u8 = 80;
+
+/// What of the user's own takes the place of packages.
+#[derive(Clone, Debug, Default, Args)]
+#[group(id = "own")]
+pub(crate) struct Own {
+    /// Use this QEMU, 10 or newer, not a fetched one [env: EXITVISOR_QEMU]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) qemu: Option<PathBuf>,
+    /// Use this kernel, a bzImage [env: EXITVISOR_LAB_KERNEL]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel_image: Option<PathBuf>,
+    /// Find that kernel's KVM modules below this folder [env: EXITVISOR_LAB_MODULES]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) modules: Option<PathBuf>,
+    /// Fetch nothing: what is not there is an error
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+impl Own {
+    /// What the environment names, where the command line does not.
+    pub(crate) fn or_environment(mut self) -> Self {
+        let variables = [
+            (&mut self.qemu, "EXITVISOR_QEMU"),
+            (&mut self.kernel_image, "EXITVISOR_LAB_KERNEL"),
+            (&mut self.modules, "EXITVISOR_LAB_MODULES"),
+        ];
+        for (option, name) in variables {
+            let value = std::env::var_os(name).filter(|value| !value.is_empty());
+            *option = option.take().or(value.map(PathBuf::from));
+        }
+        self
+    }
+}
+
+/// One command to run in a lab.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    /// Whose CPU.
+    pub(crate) host: Host,
+    /// On which kernel.
+    pub(crate) kernel: Version,
+    /// CPUs of the lab. The Intel one has only 1.
+    pub(crate) cpus: u32,
+    /// Memory of the lab, MiB.
+    pub(crate) memory_mib: u32,
+    /// Parameters of KVM's modules: `npt=0` for the vendor's, `kvm.ignore_msrs=1` for any by name.
+    pub(crate) module_args: Vec<String>,
+    /// Further arguments of the lab's kernel.
+    pub(crate) kernel_args: Vec<String>,
+    /// Further arguments of the emulator's program.
+    pub(crate) machine_args: Vec<OsString>,
+    /// The program, a file of the host. It lies in the lab at the same path.
+    pub(crate) program: PathBuf,
+    /// Its arguments. What they name is carried in, and back out, at the same absolute path.
+    pub(crate) args: Vec<OsString>,
+    /// Its environment, besides PATH and HOME.
+    pub(crate) env: Vec<(OsString, OsString)>,
+    /// Where it runs: the path of a folder. What it writes below comes back.
+    pub(crate) cwd: PathBuf,
+    /// Further files to carry in; with its libraries what is a program, and a folder with all
+    /// below it.
+    pub(crate) files: Vec<PathBuf>,
+    /// Further programs by the name they have in the lab's PATH.
+    pub(crate) programs: Vec<(String, PathBuf)>,
+    /// Further files and folders that come back if they are new or changed.
+    pub(crate) outputs: Vec<PathBuf>,
+    /// After this long the lab is ended.
+    pub(crate) limit: Duration,
+    /// Whether stdout and stderr are kept ([`Outcome::stdout`]) instead of shown.
+    pub(crate) quiet: bool,
+    /// What of the user's own takes the place of packages.
+    pub(crate) own: Own,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The command's exit status; [`TIME_LIMIT`] if the limit ended it, 128 and the signal's
+    /// number if a signal did.
+    pub(crate) status: u8,
+    /// What it wrote, if the job is quiet.
+    pub(crate) stdout: Vec<u8>,
+    /// What it complained of, if the job is quiet.
+    pub(crate) stderr: Vec<u8>,
+    /// The files that came back.
+    pub(crate) files: Vec<PathBuf>,
+    /// From the machine's start to the agent's first word.
+    pub(crate) boot: Duration,
+    /// The lab's kernel.
+    pub(crate) kernel: String,
+}
+
+impl Job {
+    /// A program in a lab, with what is usual for the rest, run where the user stands.
+    pub(crate) fn new(host: Host, program: impl Into<PathBuf>) -> anyhow::Result<Self> {
+        Ok(Self {
+            host,
+            kernel: Version::default(),
+            cpus: 1,
+            memory_mib: host.memory_mib(),
+            module_args: Vec::new(),
+            kernel_args: Vec::new(),
+            machine_args: Vec::new(),
+            program: program.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: std::env::current_dir().context("cannot tell the current folder")?,
+            files: Vec::new(),
+            programs: Vec::new(),
+            outputs: Vec::new(),
+            limit: Duration::from_secs(600),
+            quiet: false,
+            own: Own::default().or_environment(),
+        })
+    }
+
+    /// Exitvisor in a lab, with the firmware and all guests at hand: their folder is in the
+    /// environment as `EXITVISOR_GUESTS`, exitvisor as `EXITVISOR_BIN`.
+    pub(crate) fn exitvisor(host: Host, built: &Built) -> anyhow::Result<Self> {
+        let mut job = Self::new(host, &built.exitvisor)?;
+        job.with_guests(built)?;
+        Ok(job)
+    }
+
+    /// Carries exitvisor (in the lab's PATH too), the firmware and all guests.
+    pub(crate) fn with_guests(&mut self, built: &Built) -> anyhow::Result<()> {
+        let guests = built.guest_kernel.parent().unwrap_or(Path::new("/"));
+        let found = guests.read_dir();
+        for file in found.with_context(|| format!("cannot read {}", guests.display()))? {
+            let path = file?.path();
+            // Beside the guests cargo keeps notes on them (.d) and locks.
+            if path.is_file() && path.metadata()?.permissions().mode() & 0o100 != 0 {
+                self.files.push(path);
+            }
+        }
+        self.programs
+            .push(("exitvisor".to_owned(), built.exitvisor.clone()));
+        self.env.push(("EXITVISOR_GUESTS".into(), guests.into()));
+        self.env
+            .push(("EXITVISOR_BIN".into(), built.exitvisor.clone().into()));
+        Ok(())
+    }
+}
+
+/// Runs a job. The machine and the kernel are fetched first if they are not there yet.
+///
+/// An error is that of the lab; whatever the command did is an outcome.
+pub(crate) fn run(job: &Job) -> anyhow::Result<Outcome> {
+    let place = Place::new(job)?;
+    let orders = place.orders(job, None)?;
+    let initramfs = place.image(job, &orders, &[])?;
+    let launch = place
+        .machine
+        .launch(&place.start(job, &initramfs, &place.cmdline(job)))?;
+
+    let progress = if job.quiet {
+        Progress(ProgressBar::hidden())
+    } else {
+        let shown = Step::new(&orders.program).args(&job.args);
+        eprintln!("+ {shown}   in the {}", place.title(job));
+        Progress::new(&place.title(job))
+    };
+    let start = Instant::now();
+    let mut hearing = Hearing {
+        quiet: job.quiet,
+        outputs: &orders.outputs,
+        progress: &progress,
+        file: None,
+        start,
+        outcome: Outcome {
+            status: 0,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            files: Vec::new(),
+            boot: Duration::ZERO,
+            kernel: place.kernel.release.clone(),
+        },
+    };
+    let hear = &mut |frame| hearing.hear(frame);
+    let end = session::run(launch, &place.machine_log(), job.limit, hear);
+    progress.done();
+    let mut outcome = hearing.outcome;
+    outcome.status = match end? {
+        End::Status(status) => status,
+        End::Interrupted(signal) => 128 | signal_number(signal),
+        End::TimeLimit => {
+            eprintln!(
+                "xtask: the time limit of {:?} ended the {}{}",
+                job.limit,
+                job.host.title(),
+                place.last_words(job.host)
+            );
+            TIME_LIMIT
+        }
+        End::Died => bail!(
+            "the {} ended before its command did{}",
+            job.host.title(),
+            place.last_words(job.host)
+        ),
+    };
+    Ok(outcome)
+}
+
+fn signal_number(signal: Signal) -> u8 {
+    u8::try_from(signal as i32).unwrap_or(0)
+}
+
+/// Refuses what is no terminal.
+pub(crate) fn at_a_terminal() -> anyhow::Result<()> {
+    if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
+        bail!("`lab shell` is for a terminal; for a script, use `lab run`");
+    }
+    Ok(())
+}
+
+/// Runs a shell in a lab, at the user's terminal.
+pub(crate) fn shell(job: &Job) -> anyhow::Result<u8> {
+    let place = Place::new(job)?;
+    let busybox = place.packages.tree(&BUSYBOX)?.path("bin/busybox");
+    let mut job = job.clone();
+    job.program = "/bin/sh".into();
+    job.args = vec!["-l".into()];
+    let names = ["TERM", "LANG"].map(|name| (name, std::env::var_os(name)));
+    let names = names
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.into(), value?)));
+    job.env.extend(names);
+    let orders = place.orders(&job, Some(terminal_size()))?;
+    let list = std::process::Command::new(&busybox).arg("--list").output();
+    let list = list.with_context(|| format!("cannot start {}", busybox.display()))?;
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    let initramfs = place.image(&job, &orders, &[(&busybox, &list)])?;
+    let cmdline = place.cmdline(&job);
+    let mut start = place.start(&job, &initramfs, &cmdline);
+    start.terminal = true;
+    let launch = place.machine.launch(&start)?;
+    eprintln!("{}: starting; `exit` or Ctrl-D ends it", place.title(&job));
+    let end = {
+        let _raw = Raw::new()?;
+        session::at_terminal(launch.command, &place.machine_log())?
+    };
+    Ok(match end {
+        End::Interrupted(signal) => 128 | signal_number(signal),
+        _ => 0,
+    })
+}
+
+/// The shell's programs.
+const BUSYBOX: Wanted = Wanted {
+    name: "busybox",
+    packages: &["busybox-static"],
+    release: None,
+};
+
+/// The user's terminal in raw mode, until this is dropped.
+#[derive(Debug)]
+struct Raw(nix::sys::termios::Termios);
+
+impl Raw {
+    fn new() -> anyhow::Result<Self> {
+        use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+        let before = tcgetattr(std::io::stdin()).context("cannot ask the terminal")?;
+        let mut raw = before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(std::io::stdin(), SetArg::TCSANOW, &raw).context("cannot set the terminal")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // A terminal that is gone needs nothing.
+        let _ = nix::sys::termios::tcsetattr(
+            std::io::stdin(),
+            nix::sys::termios::SetArg::TCSADRAIN,
+            &self.0,
+        );
+    }
+}
+
+/// Rows and columns.
+fn terminal_size() -> (u16, u16) {
+    let mut size = nix::libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCGWINSZ writes one winsize, which `size` is.
+    unsafe { nix::libc::ioctl(1, nix::libc::TIOCGWINSZ, &raw mut size) };
+    match (size.ws_row, size.ws_col) {
+        // It failed, or the terminal does not know.
+        (0, _) | (_, 0) => (24, 80),
+        known => known,
+    }
+}
+
+/// Where labs are kept: `lab/` in the target folder.
+fn packages(own: &Own) -> anyhow::Result<Packages> {
+    Ok(Packages {
+        folder: workspace::target_folder()?.join("lab"),
+        own: own.clone(),
+    })
+}
+
+/// A machine, a kernel, and a folder for one run on them.
+struct Place {
+    packages: Packages,
+    machine: Box<dyn Machine>,
+    kernel: Kernel,
+    folder: TempDir,
+    /// What the kernel says.
+    console: PathBuf,
+}
+
+impl Place {
+    fn new(job: &Job) -> anyhow::Result<Self> {
+        let packages = packages(&job.own)?;
+        let machine = job.host.machine(&packages)?;
+        let kernel = job.kernel.kernel(&packages)?;
+        let runs = packages.folder.join("runs");
+        let folder = || {
+            fs::create_dir_all(&runs)?;
+            forget_the_dead(&runs)?;
+            let prefix = format!("{}-", std::process::id());
+            tempfile::Builder::new().prefix(&prefix).tempdir_in(&runs)
+        };
+        let folder = folder().with_context(|| format!("cannot write to {}", runs.display()))?;
+        Ok(Self {
+            packages,
+            machine,
+            kernel,
+            console: folder.path().join("console.log"),
+            folder,
+        })
+    }
+
+    fn title(&self, job: &Job) -> String {
+        format!(
+            "{} ({}, Linux {})",
+            job.host.title(),
+            self.machine.name(),
+            self.kernel.release
+        )
+    }
+
+    fn machine_log(&self) -> PathBuf {
+        self.folder.path().join("machine.log")
+    }
+
+    /// What the agent is to do.
+    fn orders(&self, job: &Job, terminal: Option<(u16, u16)>) -> anyhow::Result<Orders> {
+        let cwd = files::plain(&job.cwd);
+        let mut outputs = vec![cwd.clone()];
+        outputs.extend(job.outputs.iter().map(|path| files::plain(&cwd.join(path))));
+        outputs.extend(files::named(&job.args, &cwd).outputs);
+        Ok(Orders {
+            modules: loads(&self.modules(job.host)?, job)?,
+            program: cwd.join(&job.program),
+            args: job.args.clone(),
+            env: job.env.clone(),
+            cwd,
+            outputs,
+            terminal,
+        })
+    }
+
+    /// The modules for this host, as its machine wants them.
+    fn modules(&self, host: Host) -> anyhow::Result<Vec<Module>> {
+        let mut modules = self.kernel.modules.clone();
+        modules.retain(|module| module.name != host.other().module());
+        if host == Host::Intel {
+            let slim = modules.iter().map(|module| module.slim(self.folder.path()));
+            modules = slim.collect();
+        }
+        Ok(modules)
+    }
+
+    /// Writes the initramfs. `busybox`: the program, and its names one per line.
+    fn image(
+        &self,
+        job: &Job,
+        orders: &Orders,
+        busybox: &[(&Path, &str)],
+    ) -> anyhow::Result<PathBuf> {
+        let mut image = Image::new()?;
+        for module in self.modules(job.host)? {
+            image.file(&module.file, &in_lab(&module))?;
+        }
+        image.folder(&orders.cwd);
+        if busybox.is_empty() {
+            image.program(&orders.program, &orders.program)?;
+        }
+        for (program, names) in busybox {
+            image.program(program, Path::new("/bin/busybox"))?;
+            for name in names.lines().filter(|name| *name != "busybox") {
+                image.link(&Path::new("/bin").join(name), Path::new("busybox"));
+            }
+        }
+        for (name, program) in &job.programs {
+            if !image.has(program) {
+                image.program(program, program)?;
+            }
+            let link = Path::new("/usr/bin").join(name);
+            if link != *program {
+                image.link(&link, program);
+            }
+        }
+        for output in &orders.outputs {
+            image.folder(output.parent().unwrap_or(output));
+        }
+        let mut carried = files::named(&job.args, &orders.cwd).files;
+        for path in &job.files {
+            let path = files::plain(&orders.cwd.join(path));
+            if !path.is_dir() {
+                carried.push(path);
+                continue;
+            }
+            files::below(&path, &mut carried)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+        }
+        for file in carried {
+            if !image.has(&file) {
+                image.file(&file, &file)?;
+            }
+        }
+        let initramfs = self.folder.path().join("initramfs.cpio");
+        image.write(orders, &initramfs)?;
+        Ok(initramfs)
+    }
+
+    fn cmdline(&self, job: &Job) -> String {
+        // Self-tests, timers checked against each other and waiting for randomness cost seconds.
+        let own = format!(
+            "rdinit={} quiet panic=-1 cryptomgr.notests no_timer_check random.trust_cpu=on",
+            agent::INIT
+        );
+        let all = std::iter::once(own).chain(job.kernel_args.iter().cloned());
+        all.collect::<Vec<_>>().join(" ")
+    }
+
+    fn start<'a>(&'a self, job: &'a Job, initramfs: &'a Path, cmdline: &'a str) -> Start<'a> {
+        Start {
+            folder: self.folder.path(),
+            console: &self.console,
+            kernel: &self.kernel.image,
+            initramfs,
+            cmdline,
+            cpus: job.cpus,
+            memory_mib: job.memory_mib,
+            extra: &job.machine_args,
+            terminal: false,
+        }
+    }
+
+    /// What the kernel and the machine said last, kept in a file that is named.
+    fn last_words(&self, host: Host) -> String {
+        let text = |path: &Path| {
+            let bytes = fs::read(path).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).replace('\r', "")
+        };
+        let log = format!("{}{}", text(&self.console), text(&self.machine_log()));
+        let kept = self.packages.folder.join(format!("{}.log", host.name()));
+        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        if lines.is_empty() {
+            return ", and its console is empty".to_owned();
+        }
+        let place = match fs::write(&kept, &log) {
+            Ok(()) => format!(
+                " (all of it: {})",
+                Path::new(workspace::shown(&kept)).display()
+            ),
+            Err(_) => String::new(),
+        };
+        let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+        format!("; its console says{place}:\n  {}", last.join("\n  "))
+    }
+}
+
+/// So many lines of a console are shown when a lab dies.
+const LAST_LINES: usize = 12;
+
+/// Where a module lies in the image.
+fn in_lab(module: &Module) -> PathBuf {
+    Path::new("/lab/modules").join(format!("{}.ko", module.name))
+}
+
+/// The modules with their parameters.
+fn loads(modules: &[Module], job: &Job) -> anyhow::Result<Vec<Load>> {
+    let vendor = job.host.module();
+    let mut loads: Vec<Load> = modules
+        .iter()
+        .map(|module| Load {
+            name: module.name.clone(),
+            file: in_lab(module),
+            parameters: String::new(),
+        })
+        .collect();
+    for parameter in job
+        .module_args
+        .iter()
+        .flat_map(|args| args.split_whitespace())
+    {
+        let name = parameter.split('=').next().unwrap_or_default();
+        let (module, parameter) = match name.split_once('.') {
+            Some((module, _)) => (module.replace('-', "_"), &parameter[module.len() + 1..]),
+            None => (vendor.to_owned(), parameter),
+        };
+        let Some(load) = loads.iter_mut().find(|load| load.name == module) else {
+            bail!("`{parameter}` is for the module {module}, which is not loaded");
+        };
+        if !load.parameters.is_empty() {
+            load.parameters.push(' ');
+        }
+        load.parameters += parameter;
+    }
+    Ok(loads)
+}
+
+/// Removes what runs left whose xtask was killed.
+fn forget_the_dead(runs: &Path) -> std::io::Result<()> {
+    for entry in runs.read_dir()? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let process = name.split('-').next().unwrap_or_default();
+        if !process.is_empty() && !Path::new("/proc").join(process).exists() {
+            // Another xtask may be at it too.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// A spinner on a terminal while a lab boots.
+struct Progress(ProgressBar);
+
+impl Progress {
+    fn new(title: &str) -> Self {
+        let spinner = ProgressBar::new_spinner();
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        spinner.set_message(format!("{title}: booting"));
+        Self(spinner)
+    }
+
+    fn done(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// What is done with what the agent says.
+struct Hearing<'a> {
+    quiet: bool,
+    outputs: &'a [PathBuf],
+    progress: &'a Progress,
+    /// The file that is coming.
+    file: Option<(FileHead, Vec<u8>)>,
+    start: Instant,
+    outcome: Outcome,
+}
+
+impl Hearing<'_> {
+    fn hear(&mut self, frame: Frame) -> anyhow::Result<()> {
+        match frame {
+            Frame::Hello(release) => {
+                self.outcome.boot = self.start.elapsed();
+                self.outcome.kernel = release;
+                self.progress.done();
+            }
+            Frame::Stdout(bytes) if self.quiet => self.outcome.stdout.extend(bytes),
+            Frame::Stderr(bytes) if self.quiet => self.outcome.stderr.extend(bytes),
+            Frame::Stdout(bytes) => {
+                let mut stdout = std::io::stdout().lock();
+                let written = stdout.write_all(&bytes).and_then(|()| stdout.flush());
+                written.context("cannot write to stdout")?;
+            }
+            // Where stderr is closed, nobody can be told.
+            Frame::Stderr(bytes) => _ = std::io::stderr().write_all(&bytes),
+            Frame::Note(text) => eprintln!("lab: {text}"),
+            Frame::File(head) => {
+                self.file = Some((head, Vec::new()));
+                self.keep()?;
+            }
+            Frame::Data(bytes) => {
+                if let Some((_, content)) = &mut self.file {
+                    content.extend(bytes);
+                }
+                self.keep()?;
+            }
+            Frame::Status(_) | Frame::End => {}
+        }
+        Ok(())
+    }
+
+    /// Writes the file that is coming, once it is whole.
+    fn keep(&mut self) -> anyhow::Result<()> {
+        let whole = |(head, content): &mut (FileHead, Vec<u8>)| content.len() as u64 >= head.size;
+        let Some((head, content)) = self.file.take_if(|file| whole(file)) else {
+            return Ok(());
+        };
+        let path = head.path;
+        let asked = self.outputs.iter().any(|output| path.starts_with(output));
+        if !asked || path != files::plain(&path) {
+            bail!(
+                "the lab sent a file that nobody asked for: {}",
+                path.display()
+            );
+        }
+        let write = || {
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            let new = !path.exists();
+            fs::write(&path, &content)?;
+            if new {
+                fs::set_permissions(&path, fs::Permissions::from_mode(head.mode & 0o777))?;
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))?;
+        self.outcome.files.push(path);
+        Ok(())
+    }
+}
