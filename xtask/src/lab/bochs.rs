@@ -60,14 +60,17 @@ const ARGUMENTS: &[&str] = &[
 #[derive(Debug)]
 pub(crate) struct Bochs {
     tree: Tree,
+    version: String,
     kernels: PathBuf,
 }
 
 impl Bochs {
     /// Fetches it if it is not there yet.
     pub(crate) fn setup(packages: &Packages) -> anyhow::Result<Self> {
+        let tree = packages.tree(&WANTED)?;
         Ok(Self {
-            tree: packages.tree(&WANTED)?,
+            version: tree.version("bochs").unwrap_or_default(),
+            tree,
             kernels: packages.folder.join(KERNELS),
         })
     }
@@ -75,7 +78,7 @@ impl Bochs {
 
 impl Machine for Bochs {
     fn name(&self) -> String {
-        "Bochs".to_owned()
+        format!("Bochs {}", self.version)
     }
 
     fn launch(&self, start: &Start<'_>) -> anyhow::Result<Launch> {
@@ -139,8 +142,8 @@ const CONFIGURATION: &str = "bochsrc";
 const COMMANDS: &str = "commands";
 const CONSOLE: &str = "console";
 const RESULTS: &str = "results";
-/// Why Bochs ended is in its last lines.
-pub(super) const LOG: &str = "bochs.log";
+/// What it has to say before it ends.
+const LOG: &str = "bochs.log";
 
 /// What Bochs reads (its user guide, section 4.3).
 fn configuration(start: &Start<'_>) -> String {
@@ -196,9 +199,9 @@ fn prepare(command: &mut Command) -> anyhow::Result<()> {
             .or_else(|_| unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET));
         // It measures its speed once a second, and what that interrupts fails.
         alarm.thread_block()?;
-        // It talks about itself, and its debugger would read what is typed.
-        for stream in 0..=2 {
-            // SAFETY: both are open descriptors of this process; nobody owns 0 to 2 between fork
+        // Its debugger would read what is typed, and prompt for it. Why it ends it says on stderr.
+        for stream in 0..=1 {
+            // SAFETY: both are open descriptors of this process; nobody owns 0 and 1 between fork
             // and exec, and dup2 is async-signal-safe.
             if unsafe { nix::libc::dup2(nothing.as_raw_fd(), stream) } < 0 {
                 return Err(std::io::Error::last_os_error());
