@@ -81,6 +81,13 @@ impl Machine for Bochs {
         format!("Bochs {}", self.version)
     }
 
+    fn is_telling(&self, line: &str) -> bool {
+        // Until it has read where its log goes, that goes to stderr: a time, `i` for information.
+        let logged = line.trim_start_matches(|c: char| c.is_ascii_digit());
+        let frame = "Bochs is exiting with the following message:";
+        !(line.starts_with("===") || line == frame || logged.starts_with("i["))
+    }
+
     fn launch(&self, start: &Start<'_>) -> anyhow::Result<Launch> {
         if start.cpus != 1 {
             // Two stall each other when one leaves VMX operation.
@@ -118,7 +125,7 @@ impl Machine for Bochs {
                 "LTDL_LIBRARY_PATH",
                 self.tree.path("usr/lib/x86_64-linux-gnu/bochs/plugins"),
             )
-            .args(["-q", "-f", CONFIGURATION, "-rc", COMMANDS])
+            .args(["-q", "-f", CONFIGURATION, "-rc", COMMANDS, "-log", LOG])
             .args(start.extra);
         prepare(&mut command)?;
         Ok(Launch {
@@ -174,7 +181,6 @@ display_library: rfb, options=\"timeout=0\"
 sound: driver=dummy
 speaker: enabled=0
 plugin_ctrl: unmapped=1, biosdev=1, speaker=0, extfpuirq=1, parallel=0, serial=1, iodebug=0
-log: {LOG}
 debug: action=ignore
 info: action=ignore
 error: action=ignore
@@ -248,7 +254,7 @@ mod tests {
             "{text}"
         );
         // Not one path of the host: Bochs gives commas and blanks in them a meaning.
-        assert!(!text.contains(", b"), "{text}");
+        assert!(!text.contains("a, b"), "{text}");
     }
 
     #[test]
