@@ -237,21 +237,32 @@ fn depends(module: &[u8]) -> Vec<String> {
 }
 
 impl Module {
-    /// A copy in `folder` without debug information and type information, for a machine that is
-    /// slow; the module itself where there is no objcopy.
+    /// A copy in `folder` for a machine that is slow, the module itself where there is no objcopy:
+    /// without debug and type information, and with few symbols, as the kernel goes through all of
+    /// them for each function that could be traced.
     pub(crate) fn slim(&self, folder: &Path) -> Self {
+        const STEPS: [&[&str]; 2] = [
+            &[
+                "--remove-section=.BTF",
+                "--keep-global-symbol=init_module",
+                "--keep-global-symbol=cleanup_module",
+            ],
+            // What the first step made local is unneeded now.
+            &["--strip-unneeded"],
+        ];
         let file = folder.join(format!("{}.ko", self.name));
-        let mut objcopy = Command::new("objcopy");
-        objcopy.args(["--strip-debug", "--remove-section=.BTF"]);
-        objcopy.args([&self.file, &file]).stderr(Stdio::null());
-        if objcopy.status().is_ok_and(|status| status.success()) {
-            Self {
-                name: self.name.clone(),
-                file,
+        let mut from = &self.file;
+        for options in STEPS {
+            let mut objcopy = Command::new("objcopy");
+            objcopy.args(options).args([from, &file]);
+            let done = objcopy.stderr(Stdio::null()).status();
+            if !done.is_ok_and(|status| status.success()) {
+                return self.clone();
             }
-        } else {
-            self.clone()
+            from = &file;
         }
+        let name = self.name.clone();
+        Self { name, file }
     }
 }
 

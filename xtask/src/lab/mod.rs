@@ -7,14 +7,16 @@ mod command;
 mod cpio;
 mod files;
 mod image;
-mod iso;
 mod kernel;
 mod machine;
+mod memory;
 mod packages;
 mod programs;
 mod protocol;
 mod qemu;
+mod rom;
 mod session;
+mod vmlinux;
 
 use std::ffi::OsString;
 use std::fs;
@@ -509,7 +511,8 @@ impl Place {
         };
         let log = format!("{}{}", text(&self.console), text(&self.machine_log()));
         let kept = self.packages.folder.join(format!("{}.log", host.name()));
-        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        let telling = |line: &&str| !line.trim().is_empty() && self.machine.is_telling(line);
+        let lines: Vec<&str> = log.lines().filter(telling).collect();
         if lines.is_empty() {
             return ", and its console is empty".to_owned();
         }
@@ -520,13 +523,18 @@ impl Place {
             ),
             Err(_) => String::new(),
         };
-        let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+        // A panic is followed by more than the last lines.
+        let panic = lines.iter().position(|line| line.contains(PANIC));
+        let first = panic.unwrap_or(lines.len().saturating_sub(LAST_LINES));
+        let last: Vec<&str> = lines[first..].iter().take(LAST_LINES).copied().collect();
         format!("; its console says{place}:\n  {}", last.join("\n  "))
     }
 }
 
 /// So many lines of a console are shown when a lab dies.
 const LAST_LINES: usize = 12;
+/// How Linux begins its last words.
+const PANIC: &str = "Kernel panic - not syncing";
 
 /// Where a module lies in the image.
 fn in_lab(module: &Module) -> PathBuf {
