@@ -599,7 +599,7 @@ impl Vcpu {
         if armed(&self.slots) != armed(&slots) {
             self.shared.books.vcpu(self.index, &mut self.scratch);
             let guarded = self.scratch.figures.lines[Reason::DR_ACCESS.index()];
-            self.ledger.guard(armed(&slots), guarded.row.exits);
+            self.ledger.guard(armed(&slots), guarded.row.into());
         }
         self.slots = slots;
         self.generation = generation;

@@ -169,9 +169,9 @@ fn no_profile_at_all() {
 #[test]
 fn versions() {
     needs_kvm!("versions");
-    for version in [json!(2), json!(1_000_000), json!(u64::MAX)] {
+    for version in [json!(3), json!(1_000_000), json!(u64::MAX)] {
         let told =
-            format!("written by a newer Exitvisor (version {version}; this one reads up to 1)");
+            format!("written by a newer Exitvisor (version {version}; this one reads up to 2)");
         Pair::changed(|p| {
             p["version"] = version;
             p["total"] = json!("of a shape of the future");

@@ -11,9 +11,10 @@ use clap::error::ErrorKind;
 use indicatif::ProgressBar;
 
 use crate::build::{self, Built};
-use crate::run::{value_of, with_defaults};
+use crate::on::{self, On, Where};
+use crate::run::{defaults, value_of};
 use crate::step::{self, Step};
-use crate::{signals, workspace};
+use crate::{lab, signals, workspace};
 
 /// Boot a guest and show what each step of its boot cost in VM exits
 ///
@@ -25,6 +26,7 @@ use crate::{signals, workspace};
 #[command(after_help = "Examples:
   cargo xtask boot-profile
   cargo xtask boot-profile --runs 5
+  cargo xtask boot-profile --on amd-lab
   cargo xtask boot-profile --firmware none
   cargo xtask boot-profile --cmdline workload=pio:500 --timeout 10s")]
 pub(crate) struct BootProfile {
@@ -32,6 +34,9 @@ pub(crate) struct BootProfile {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) runs: u32,
+    /// Which KVM to boot on; comes before the options of exitvisor
+    #[arg(long, value_enum, default_value_t = On::default())]
+    pub(crate) on: On,
     /// Options of `exitvisor profile`
     #[arg(
         value_name = "OPTIONS OF EXITVISOR",
@@ -51,10 +56,11 @@ impl BootProfile {
         let base = unused_name(&workspace::output_folder()?, guest.unwrap_or_default());
         signals::outlive_interrupts()?;
 
+        let place = self.on.choose(&built, &self.options);
         let (status, profiles) = if self.runs == 1 {
-            self.one(&built, &base)?
+            self.one(place, &built, &base)?
         } else {
-            self.several(&built, &base)?
+            self.several(place, &built, &base)?
         };
         // Where there is no profile, exitvisor has said why.
         if !profiles.is_empty() {
@@ -68,8 +74,8 @@ impl BootProfile {
         let given = |name: &&str| value_of(&self.options, name).is_some();
         let why = if let Some(name) = ["--format", "--output"].iter().find(|name| given(name)) {
             format!("boot-profile itself chooses {name}; for your own, use `exitvisor profile`\n")
-        } else if given(&"--runs") {
-            "--runs comes before the options of exitvisor\n".to_owned()
+        } else if let Some(name) = ["--runs", "--on"].iter().find(|name| given(name)) {
+            format!("{name} comes before the options of exitvisor\n")
         } else {
             return Ok(());
         };
@@ -77,9 +83,9 @@ impl BootProfile {
     }
 
     /// One run, with the guest's console on the screen.
-    fn one(&self, built: &Built, base: &Path) -> anyhow::Result<(u8, Vec<PathBuf>)> {
+    fn one(&self, place: Where, built: &Built, base: &Path) -> anyhow::Result<(u8, Vec<PathBuf>)> {
         let profile = with_suffix(base, ".json");
-        let status = self.step(built, &profile).status()?;
+        let status = place.status(built, &self.args(built, &profile))?;
         Ok((
             status,
             Some(profile)
@@ -90,24 +96,40 @@ impl BootProfile {
     }
 
     /// Several runs, with a spinner instead of the console; who fails is heard.
-    fn several(&self, built: &Built, base: &Path) -> anyhow::Result<(u8, Vec<PathBuf>)> {
+    fn several(
+        &self,
+        place: Where,
+        built: &Built,
+        base: &Path,
+    ) -> anyhow::Result<(u8, Vec<PathBuf>)> {
         let (mut first_failure, mut profiles) = (0, Vec::new());
         let spinner = ProgressBar::new_spinner();
         spinner.enable_steady_tick(Duration::from_millis(100));
         for run in 1..=self.runs {
             let profile = with_suffix(base, &format!("-run{run}.json"));
-            let mut step = self.step(built, &profile);
+            let args = self.args(built, &profile);
+            let mut step = Step::new(&built.exitvisor).args(&args);
             spinner.suspend(|| step.echo());
             spinner.set_message(format!("run {run} of {}", self.runs));
-            let output = step.output()?;
-            let status = step::number(output.status);
+            let (status, said) = match place {
+                Where::Host => {
+                    let output = step.output()?;
+                    (step::number(output.status), output.stderr)
+                }
+                Where::Lab(host) => {
+                    let mut job = on::job(host, built, &args)?;
+                    job.quiet = true;
+                    let outcome = lab::run(&job)?;
+                    (outcome.status, outcome.stderr)
+                }
+            };
             if profile.exists() {
                 profiles.push(profile);
             }
             if status == 0 {
                 continue;
             }
-            let said = String::from_utf8_lossy(&output.stderr);
+            let said = String::from_utf8_lossy(&said);
             spinner.suspend(|| eprint!("{said}"));
             if first_failure == 0 {
                 first_failure = status;
@@ -121,11 +143,13 @@ impl BootProfile {
         Ok((first_failure, profiles))
     }
 
-    fn step(&self, built: &Built, profile: &Path) -> Step {
-        let step = Step::new(&built.exitvisor).arg("profile");
-        let step = with_defaults(step, built, &self.options);
-        let step = step.args(["--format", "json", "--output"]).arg(profile);
-        step.args(&self.options)
+    fn args(&self, built: &Built, profile: &Path) -> Vec<OsString> {
+        let mut args = vec!["profile".into()];
+        args.extend(defaults(built, &self.options));
+        args.extend(["--format", "json", "--output"].map(OsString::from));
+        args.push(profile.into());
+        args.extend_from_slice(&self.options);
+        args
     }
 }
 

@@ -9,6 +9,7 @@ mod boot_profile;
 mod build;
 mod ci;
 mod lab;
+mod on;
 mod run;
 mod signals;
 mod smaps;

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use clap::Args;
 
 use crate::build::{self, Built};
+use crate::on::{On, Where};
 use crate::step::Step;
 
 /// Boot a guest: build all, then `exitvisor run`
@@ -17,8 +18,12 @@ use crate::step::Step;
   cargo xtask run
   cargo xtask run --firmware none
   cargo xtask run --cmdline 'workload=cpuid:1000,pio:500 queries=5'
-  cargo xtask run --kernel my-kernel --memory 128M --timeout 10s")]
+  cargo xtask run --kernel my-kernel --memory 128M --timeout 10s
+  cargo xtask run --on amd-lab --kernel vmlinuz --cmdline console=ttyS0")]
 pub(crate) struct Run {
+    /// Which KVM to boot on; comes before the options of exitvisor
+    #[arg(long, value_enum, default_value_t = On::default())]
+    pub(crate) on: On,
     /// Options of `exitvisor run`
     #[arg(
         value_name = "OPTIONS OF EXITVISOR",
@@ -29,26 +34,31 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Builds and becomes exitvisor; returns only if that fails.
+    /// Builds and becomes exitvisor (returns only if that fails), or runs it in a lab.
     pub(crate) fn run(self) -> anyhow::Result<u8> {
         let built = build::build()?;
-        let step = Step::new(&built.exitvisor).arg("run");
-        let step = with_defaults(step, &built, &self.options);
-        Err(step.args(&self.options).exec())
+        let mut args = vec!["run".into()];
+        args.extend(defaults(&built, &self.options));
+        args.extend_from_slice(&self.options);
+        match self.on.choose(&built, &self.options) {
+            Where::Host => Err(Step::new(&built.exitvisor).args(args).exec()),
+            lab => lab.status(&built, &args),
+        }
     }
 }
 
-/// Adds what is booted by default, as far as `options` do not name it.
-pub(crate) fn with_defaults(mut step: Step, built: &Built, options: &[OsString]) -> Step {
+/// Arguments for what is booted by default, as far as `options` do not name it.
+pub(crate) fn defaults(built: &Built, options: &[OsString]) -> Vec<OsString> {
+    let mut args = Vec::new();
     for (name, path) in [
         ("--firmware", &built.firmware),
         ("--kernel", &built.guest_kernel),
     ] {
         if value_of(options, name).is_none() {
-            step = step.arg(name).arg(path);
+            args.extend([name.into(), path.into()]);
         }
     }
-    step
+    args
 }
 
 /// The value that `options` give to `name`, as `--name VALUE` or `--name=VALUE`.

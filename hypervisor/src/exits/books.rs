@@ -157,11 +157,10 @@ impl Figures {
             let timed = if row.timed > 0 { *row } else { line.row };
             line.row = RowCopy {
                 exits: row.exits,
-                own: row.own.max(line.row.own).min(row.exits),
+                own: row.own.max(line.row.own),
                 ..timed
             };
             line.row.timed = line.row.timed.min(row.exits);
-            line.row.own_timed = line.row.own_timed.min(line.row.own).min(line.row.timed);
             line.source = kind;
         }
     }
@@ -341,13 +340,29 @@ impl Books {
         into.own_residual = book.ledger.own_residual().min(into.residual);
         into.excess = attributed.saturating_sub(into.total);
         for (reason, line) in Reason::all().zip(&mut into.lines) {
-            let own = line.row.own.saturating_add(book.ledger.unseen_own(reason));
-            line.row.own = own.min(line.row.exits);
+            let row = &mut line.row;
+            row.own = row
+                .own
+                .saturating_add(book.ledger.unseen_own(reason))
+                .min(row.exits);
         }
         let guarded = &mut into.lines[Reason::DR_ACCESS.index()];
         if guarded.source == SourceKind::Kernel {
-            let own = book.ledger.own_guarded(guarded.row.exits);
-            guarded.row.own = guarded.row.own.max(own);
+            let own = book.ledger.own_guarded(guarded.row.into());
+            let row = &mut guarded.row;
+            row.own = row.own.max(own.exits);
+            row.own_timed = row.own_timed.max(own.timed);
+            row.own_cycles = row.own_cycles.max(own.cycles);
+        }
+        for Line { row, .. } in &mut into.lines {
+            row.own = row.own.min(row.exits);
+            row.own_timed = row.own_timed.min(row.own).min(row.timed);
+            row.own_cycles = row.own_cycles.min(row.cycles);
+            if row.own == row.exits {
+                // The extremes are the guest's, and it has none. (A guarded MOV DR stays in the
+                // kernel, which takes it for the guest's.)
+                (row.min, row.max) = (0, 0);
+            }
         }
         for (reason, events) in Reason::all().zip(&mut into.events) {
             let seen = match reason {
@@ -449,6 +464,7 @@ impl Books {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exits::ledger::Guarded;
     use crate::exits::source::scripted::Scripted;
 
     fn row(exits: u64, timed: u64) -> RowCopy {
@@ -605,18 +621,24 @@ mod tests {
 
     #[test]
     fn a_guarded_mov_dr_is_the_profilers_own() {
-        let mut kernel = sample(None, &[(Reason::DR_ACCESS, row(5, 0))]);
+        let mut kernel = sample(None, &[(Reason::DR_ACCESS, row(5, 5))]);
         kernel.complete = true;
         let books = books(vec![(SourceKind::Kernel, kernel)]);
         // Armed after two, disarmed after four.
         let ledger = &books.vcpus[0].ledger;
-        ledger.guard(true, 2);
-        assert_eq!(ledger.own_guarded(3), 1);
-        ledger.guard(false, 4);
+        let guarded = |n| Guarded {
+            exits: n,
+            timed: n,
+            cycles: n * 10,
+        };
+        ledger.guard(true, guarded(2));
+        assert_eq!(ledger.own_guarded(guarded(3)), guarded(1));
+        ledger.guard(false, guarded(4));
         let mut scratch = Scratch::default();
         books.all(&mut scratch);
         let row = scratch.figures.lines[Reason::DR_ACCESS.index()].row;
         assert_eq!((row.exits, row.own), (5, 2));
+        assert_eq!((row.own_timed, row.own_cycles), (2, 20));
     }
 
     #[test]

@@ -70,10 +70,11 @@ pub struct Ledger {
     other: Cell,
     signals: Cell,
     own_residual: Cell,
-    /// Guarded MOV DR so far, and at which count of theirs plus one gates were armed (0: they are
-    /// not).
-    own_guarded: Cell,
-    armed_at_plus_1: Cell,
+    /// Of reason 29: what came while gates were armed, but for since they were last; whether they
+    /// are; what there was when they were.
+    guarded: GuardedCells,
+    armed: Cell,
+    armed_at: GuardedCells,
 }
 
 impl Default for Ledger {
@@ -83,9 +84,55 @@ impl Default for Ledger {
             other: Cell::default(),
             signals: Cell::default(),
             own_residual: Cell::default(),
-            own_guarded: Cell::default(),
-            armed_at_plus_1: Cell::default(),
+            guarded: GuardedCells::default(),
+            armed: Cell::default(),
+            armed_at: GuardedCells::default(),
         }
+    }
+}
+
+/// Exits of reason 29: what their row has of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guarded {
+    /// Exits.
+    pub exits: u64,
+    /// Those that were timed.
+    pub timed: u64,
+    /// Their cycles.
+    pub cycles: u64,
+}
+
+impl From<RowCopy> for Guarded {
+    fn from(row: RowCopy) -> Self {
+        Self {
+            exits: row.exits,
+            timed: row.timed,
+            cycles: row.cycles,
+        }
+    }
+}
+
+/// The same, written by one thread.
+#[derive(Debug, Default)]
+struct GuardedCells {
+    exits: Cell,
+    timed: Cell,
+    cycles: Cell,
+}
+
+impl GuardedCells {
+    fn get(&self) -> Guarded {
+        Guarded {
+            exits: self.exits.get(),
+            timed: self.timed.get(),
+            cycles: self.cycles.get(),
+        }
+    }
+
+    fn set(&self, to: Guarded) {
+        self.exits.set(to.exits);
+        self.timed.set(to.timed);
+        self.cycles.set(to.cycles);
     }
 }
 
@@ -203,21 +250,25 @@ impl Ledger {
         self.rows[reason.index()].unseen_own_events.get()
     }
 
-    /// Gates are armed, or no longer: while one is, every MOV DR exits on their account. `exits` is
-    /// how many the vCPU has had of reason 29.
-    pub fn guard(&self, armed: bool, exits: u64) {
-        self.own_guarded.set(self.own_guarded(exits));
-        let at = if armed { exits.saturating_add(1) } else { 0 };
-        self.armed_at_plus_1.set(at);
+    /// Gates are armed, or no longer: while one is, every MOV DR exits on their account. `now` is
+    /// what the vCPU has had of reason 29.
+    pub fn guard(&self, armed: bool, now: Guarded) {
+        let own = self.own_guarded(now);
+        self.guarded.set(own);
+        self.armed_at.set(now);
+        self.armed.set(armed.into());
     }
 
-    /// How many of so many exits of reason 29 came while a gate was armed.
-    pub fn own_guarded(&self, exits: u64) -> u64 {
-        let now = match self.armed_at_plus_1.get() {
-            0 => 0,
-            at => exits.saturating_sub(at - 1),
-        };
-        self.own_guarded.get().saturating_add(now)
+    /// How much of reason 29 came while a gate was armed, given what the vCPU has had of it.
+    pub fn own_guarded(&self, now: Guarded) -> Guarded {
+        let mut own = self.guarded.get();
+        if self.armed.get() != 0 {
+            let at = self.armed_at.get();
+            own.exits += now.exits.saturating_sub(at.exits);
+            own.timed += now.timed.saturating_sub(at.timed);
+            own.cycles += now.cycles.saturating_sub(at.cycles);
+        }
+        own
     }
 
     /// Exits without a basic exit reason.

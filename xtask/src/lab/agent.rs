@@ -255,8 +255,9 @@ fn run(orders: &Orders, line: &Arc<Line>) -> anyhow::Result<u8> {
     let listening = line.clone();
     // Ends with the lab.
     thread::spawn(move || {
-        for byte in (&listening.port).bytes().map_while(Result::ok) {
-            if byte == INTERRUPT {
+        let mut byte = [0];
+        while (&listening.port).read_exact(&mut byte).is_ok() {
+            if byte == [INTERRUPT] {
                 // It may have ended just now.
                 let _ = killpg(group, Signal::SIGINT);
             }

@@ -198,6 +198,7 @@ impl Run {
 
 impl Shell {
     fn run(self) -> anyhow::Result<u8> {
+        super::at_a_terminal()?;
         let built = build::build()?;
         let mut job = Job::exitvisor(self.place.host, &built)?;
         job.kernel = self.place.kernel;

@@ -24,6 +24,11 @@ pub(crate) trait Machine {
     /// What it is, with its version: `QEMU 10.0.2`.
     fn name(&self) -> String;
 
+    /// Whether a line of what its program prints says why it ended.
+    fn is_telling(&self, _line: &str) -> bool {
+        true
+    }
+
     /// How to start it on this image. Writes what it needs into `start.folder`; starts nothing.
     fn launch(&self, start: &Start<'_>) -> anyhow::Result<Launch>;
 }

@@ -32,6 +32,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::build::Built;
+use crate::step::Step;
 use crate::workspace;
 use agent::{Load, Orders};
 pub(crate) use command::Lab;
@@ -202,7 +203,13 @@ pub(crate) fn run(job: &Job) -> anyhow::Result<Outcome> {
         .machine
         .launch(&place.start(job, &initramfs, &place.cmdline(job)))?;
 
-    let progress = Progress::new(&place.title(job));
+    let progress = if job.quiet {
+        Progress(ProgressBar::hidden())
+    } else {
+        let shown = Step::new(&orders.program).args(&job.args);
+        eprintln!("+ {shown}   in the {}", place.title(job));
+        Progress::new(&place.title(job))
+    };
     let start = Instant::now();
     let mut hearing = Hearing {
         quiet: job.quiet,
@@ -248,11 +255,16 @@ fn signal_number(signal: Signal) -> u8 {
     u8::try_from(signal as i32).unwrap_or(0)
 }
 
-/// Runs a shell in a lab, at the user's terminal.
-pub(crate) fn shell(job: &Job) -> anyhow::Result<u8> {
+/// Refuses what is no terminal.
+pub(crate) fn at_a_terminal() -> anyhow::Result<()> {
     if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
         bail!("`lab shell` is for a terminal; for a script, use `lab run`");
     }
+    Ok(())
+}
+
+/// Runs a shell in a lab, at the user's terminal.
+pub(crate) fn shell(job: &Job) -> anyhow::Result<u8> {
     let place = Place::new(job)?;
     let busybox = place.packages.tree(&BUSYBOX)?.path("bin/busybox");
     let mut job = job.clone();
@@ -319,14 +331,18 @@ impl Drop for Raw {
 /// Rows and columns.
 fn terminal_size() -> (u16, u16) {
     let mut size = nix::libc::winsize {
-        ws_row: 24,
-        ws_col: 80,
+        ws_row: 0,
+        ws_col: 0,
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    // SAFETY: TIOCGWINSZ writes one winsize, which `size` is; if it fails, the usual one stays.
+    // SAFETY: TIOCGWINSZ writes one winsize, which `size` is.
     unsafe { nix::libc::ioctl(1, nix::libc::TIOCGWINSZ, &raw mut size) };
-    (size.ws_row, size.ws_col)
+    match (size.ws_row, size.ws_col) {
+        // It failed, or the terminal does not know.
+        (0, _) | (_, 0) => (24, 80),
+        known => known,
+    }
 }
 
 /// Where labs are kept: `lab/` in the target folder.
@@ -464,7 +480,11 @@ impl Place {
     }
 
     fn cmdline(&self, job: &Job) -> String {
-        let own = format!("rdinit={} quiet panic=-1", agent::INIT);
+        // Self-tests, timers checked against each other and waiting for randomness cost seconds.
+        let own = format!(
+            "rdinit={} quiet panic=-1 cryptomgr.notests no_timer_check random.trust_cpu=on",
+            agent::INIT
+        );
         let all = std::iter::once(own).chain(job.kernel_args.iter().cloned());
         all.collect::<Vec<_>>().join(" ")
     }
@@ -491,7 +511,8 @@ impl Place {
         };
         let log = format!("{}{}", text(&self.console), text(&self.machine_log()));
         let kept = self.packages.folder.join(format!("{}.log", host.name()));
-        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        let telling = |line: &&str| !line.trim().is_empty() && self.machine.is_telling(line);
+        let lines: Vec<&str> = log.lines().filter(telling).collect();
         if lines.is_empty() {
             return ", and its console is empty".to_owned();
         }
@@ -502,13 +523,18 @@ impl Place {
             ),
             Err(_) => String::new(),
         };
-        let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+        // A panic is followed by more than the last lines.
+        let panic = lines.iter().position(|line| line.contains(PANIC));
+        let first = panic.unwrap_or(lines.len().saturating_sub(LAST_LINES));
+        let last: Vec<&str> = lines[first..].iter().take(LAST_LINES).copied().collect();
         format!("; its console says{place}:\n  {}", last.join("\n  "))
     }
 }
 
 /// So many lines of a console are shown when a lab dies.
 const LAST_LINES: usize = 12;
+/// How Linux begins its last words.
+const PANIC: &str = "Kernel panic - not syncing";
 
 /// Where a module lies in the image.
 fn in_lab(module: &Module) -> PathBuf {

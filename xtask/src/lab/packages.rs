@@ -87,8 +87,10 @@ impl Packages {
             fs::rename(&partial, &root)?;
             anyhow::Ok(())
         };
-        making().with_context(|| format!("cannot fetch {name} for the lab ({INSTEAD})"))?;
-        Ok(root)
+        match making() {
+            Ok(()) => Ok(root),
+            Err(error) => bail!("cannot fetch {name} for the lab: {error:#}; {INSTEAD}"),
+        }
     }
 
     /// Held while packages are fetched.
@@ -104,9 +106,9 @@ impl Packages {
 }
 
 /// What to do where there is no apt or no network.
-const INSTEAD: &str = "without apt and a Debian mirror, name your own: --qemu PROGRAM (10 or newer), \
-                       --kernel-image FILE, --modules FOLDER, or EXITVISOR_QEMU, \
-                       EXITVISOR_LAB_KERNEL, EXITVISOR_LAB_MODULES";
+const INSTEAD: &str = "without apt or a Debian mirror, name your own for the AMD lab: --qemu PROGRAM (10 or \
+                       newer), --kernel-image FILE and --modules FOLDER, or in the environment \
+                       EXITVISOR_QEMU, EXITVISOR_LAB_KERNEL and EXITVISOR_LAB_MODULES";
 
 /// Makes a folder, and empties it.
 fn emptied(folder: &Path) -> anyhow::Result<()> {

@@ -81,7 +81,7 @@ impl KernelSide {
                 name,
                 available: true,
                 completeness,
-                level: Some(level.to_string()),
+                level: (!ledger.is_emulated()).then(|| level.to_string()),
             },
             ledger: Some(Arc::new(ledger)),
             notice: None,

@@ -28,6 +28,8 @@ pub use asks::{Ask, AskKind, TimeDriven};
 pub use error::{EnlistError, KernelLedgerError};
 pub use slots::SLOTS;
 
+use exit_abi::reason::Reason;
+
 use bpf::{Mapping, Program};
 use layout::{Sizes, header, row};
 use programs::enlisting;
@@ -201,6 +203,12 @@ impl KernelLedger {
     /// Whether emulated events are counted, not hardware exits.
     pub fn is_emulated(&self) -> bool {
         self.kvm == KvmKind::Software
+    }
+
+    /// Whether every event of this reason is counted. For hardware exits all are; of emulated
+    /// events some are not traced.
+    pub fn covers(&self, reason: Reason) -> bool {
+        !self.is_emulated() || open::is_emulated_for(reason)
     }
 
     /// Makes the calling thread known as this vCPU's, before its first KVM_RUN. What an earlier
