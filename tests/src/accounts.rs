@@ -68,7 +68,11 @@ fn check_boot(total: &Accounts, vcpus: &[Accounts], histograms: &[Histogram], pa
     for histogram in histograms {
         let timed = total.reason(histogram.reason).map_or(0, |r| r.timed);
         let in_buckets: u64 = histogram.buckets.iter().sum();
-        assert_eq!(in_buckets, timed, "histogram of reason {}", histogram.reason);
+        assert_eq!(
+            in_buckets, timed,
+            "histogram of reason {}",
+            histogram.reason
+        );
     }
 }
 
@@ -106,7 +110,10 @@ fn check_sums(accounts: &Accounts, what: &str, passes: bool) {
 /// The guest's exits by reason; where hardware exits cannot be traced, KVM's emulated events.
 pub fn of_guest(accounts: &Accounts) -> BTreeMap<u8, u64> {
     let exits = accounts.reasons.iter().map(|r| (r.reason, r.exits - r.own));
-    let events = accounts.emulated.iter().map(|e| (e.reason, e.events - e.own));
+    let events = accounts
+        .emulated
+        .iter()
+        .map(|e| (e.reason, e.events - e.own));
     if accounts.emulated.is_empty() {
         exits.filter(|(_, n)| *n > 0).collect()
     } else {

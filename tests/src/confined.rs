@@ -64,7 +64,12 @@ pub fn without_call(command: &mut Command, number: libc::c_long) {
         unsafe {
             done(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into())?;
             let mode = libc::SECCOMP_SET_MODE_FILTER;
-            done(libc::syscall(libc::SYS_seccomp, mode, 0, &raw const program))
+            done(libc::syscall(
+                libc::SYS_seccomp,
+                mode,
+                0,
+                &raw const program,
+            ))
         }
     };
     // SAFETY: between fork and exec the closure makes system calls only.
@@ -84,7 +89,10 @@ fn own_mounts() -> io::Result<()> {
 
 /// Starts it where nothing is mounted at these places.
 pub fn without_mounts(command: &mut Command, places: &[&str]) {
-    let places: Vec<CString> = places.iter().filter_map(|p| CString::new(*p).ok()).collect();
+    let places: Vec<CString> = places
+        .iter()
+        .filter_map(|p| CString::new(*p).ok())
+        .collect();
     let unmount = move || {
         own_mounts()?;
         for place in &places {
@@ -109,16 +117,23 @@ pub fn in_pid_namespace(command: &mut Command) {
             done(libc::unshare(libc::CLONE_NEWPID).into())?;
             match libc::fork() {
                 -1 => Err(io::Error::last_os_error()),
-                0 => done(libc::mount(proc, c"/proc".as_ptr(), proc, flags, std::ptr::null()).into()),
+                0 => {
+                    done(libc::mount(proc, c"/proc".as_ptr(), proc, flags, std::ptr::null()).into())
+                }
                 child => {
                     // Whoever started us waits for the end of what it has given us.
                     libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
                     let mut status = 0;
                     while libc::waitpid(child, &raw mut status, 0) < 0
                         && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
-                    {}
+                    {
+                    }
                     let ended = libc::WIFEXITED(status);
-                    libc::_exit(if ended { libc::WEXITSTATUS(status) } else { 128 })
+                    libc::_exit(if ended {
+                        libc::WEXITSTATUS(status)
+                    } else {
+                        128
+                    })
                 }
             }
         }

@@ -263,7 +263,9 @@ pub fn is_root() -> bool {
 /// The lab that the tests run in (`cargo xtask test` says so): `amd` or `intel`. What is the whole
 /// system's may be changed there, and put back.
 pub fn lab() -> Option<String> {
-    std::env::var("EXITVISOR_LAB").ok().filter(|lab| !lab.is_empty())
+    std::env::var("EXITVISOR_LAB")
+        .ok()
+        .filter(|lab| !lab.is_empty())
 }
 
 /// How many CPUs this host has.
@@ -283,7 +285,11 @@ pub fn no_ledger() -> Option<&'static str> {
             return None;
         }
         let source = profile.sources.iter().find(|s| s.name == "kernel ledger");
-        Some(source.map_or("no kernel ledger", |s| &s.completeness).to_owned())
+        Some(
+            source
+                .map_or("no kernel ledger", |s| &s.completeness)
+                .to_owned(),
+        )
     });
     why.as_deref()
 }
@@ -298,7 +304,7 @@ macro_rules! needs_ledger {
     };
 }
 
-/// The witness, or a word on why there is none.
+/// A witness from now on, or a word on why the test has none.
 pub fn witness(name: &str) -> Option<witness::Witness> {
     witness::Witness::set().map_err(|why| skip(name, &why)).ok()
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
@@ -18,12 +19,13 @@ const TRACEFS: &str = "/sys/kernel/tracing";
 /// Codes whose reason depends on EXITINFO1: MSR, nested page fault, AVIC_NOACCEL.
 const SPLIT: [u64; 3] = [0x7C, 0x400, 0x402];
 
-/// Event, keys, condition. The keys of one event differ, so that its histograms can be told apart.
+/// Event, keys (at most three), condition. The keys of one event differ, so that its histograms can
+/// be told apart.
 const TRIGGERS: [(&str, &str, &str); 4] = [
     ("kvm_exit", "common_pid,vcpu_id,exit_reason", ""),
     (
         "kvm_exit",
-        "common_pid,vcpu_id,exit_reason,info1",
+        "common_pid,exit_reason,info1",
         " if exit_reason == 0x7c || exit_reason == 0x400 || exit_reason == 0x402",
     ),
     ("kvm_msr", "common_pid,write,ecx", ""),
@@ -45,9 +47,8 @@ impl Witness {
         let number = NUMBER.fetch_add(1, Relaxed);
         let name = format!("exitvisor-witness-{}-{number}", std::process::id());
         let instance = Path::new(TRACEFS).join("instances").join(name);
-        fs::create_dir(&instance).map_err(|error| {
-            format!("a witness needs root and tracefs at {TRACEFS} ({error})")
-        })?;
+        fs::create_dir(&instance)
+            .map_err(|error| format!("a witness needs root and tracefs at {TRACEFS} ({error})"))?;
         let witness = Self { instance };
         for (event, keys, condition) in TRIGGERS {
             let text = format!("hist:keys={keys}:size=16384{condition}\n");
@@ -74,7 +75,10 @@ impl Witness {
         let mut lines = BTreeMap::new();
         for event in ["kvm_exit", "kvm_msr", "kvm_pio"] {
             let text = fs::read_to_string(self.event(event).join("hist")).expect("a histogram");
-            for dropped in text.lines().filter_map(|l| l.trim().strip_prefix("Dropped: ")) {
+            for dropped in text
+                .lines()
+                .filter_map(|l| l.trim().strip_prefix("Dropped: "))
+            {
                 assert_eq!(dropped, "0", "the witness was overcharged: {text}");
             }
             lines.insert(event, text.lines().filter_map(parse).collect::<Vec<_>>());
@@ -98,7 +102,11 @@ fn parse(line: &str) -> Option<Line> {
     let number = |text: &str| {
         let text = text.trim();
         text.strip_prefix("0x").map_or_else(
-            || text.parse::<i64>().map(i64::cast_unsigned).or_else(|_| text.parse()),
+            || {
+                text.parse::<i64>()
+                    .map(i64::cast_unsigned)
+                    .or_else(|_| text.parse())
+            },
             |hex| u64::from_str_radix(hex, 16),
         )
     };
@@ -130,7 +138,9 @@ impl Testimony {
         let lines = self.lines.get(event).map_or(&[][..], Vec::as_slice);
         lines.iter().filter(move |(keys, _)| {
             keys.contains_key("info1") == has_info1
-                && keys.get("common_pid").is_some_and(|pid| threads.contains(pid))
+                && keys
+                    .get("common_pid")
+                    .is_some_and(|pid| threads.contains(pid))
         })
     }
 
@@ -159,7 +169,12 @@ impl Testimony {
     fn asks(&self, threads: &BTreeSet<u64>) -> Asks {
         let mut asks = Asks::new();
         for (event, direction, index, kinds) in [
-            ("kvm_msr", "write", "ecx", [AskKind::MsrRead, AskKind::MsrWrite]),
+            (
+                "kvm_msr",
+                "write",
+                "ecx",
+                [AskKind::MsrRead, AskKind::MsrWrite],
+            ),
             ("kvm_pio", "rw", "port", [AskKind::PortIn, AskKind::PortOut]),
         ] {
             for (keys, hits) in self.of(event, threads, false) {
@@ -187,7 +202,12 @@ impl Testimony {
                 assert_eq!(keys["vcpu_id"], index as u64, "{keys:?}");
             }
         }
-        check_codes(kvm, &profile.total, &self.codes(kvm, &threads.all()), "total");
+        check_codes(
+            kvm,
+            &profile.total,
+            &self.codes(kvm, &threads.all()),
+            "total",
+        );
         assert_eq!(profile.total.total, all, "KVM's own count and the witness");
         assert_eq!(profile.total.asks_dropped, 0);
         let asks = profile.total.asks.iter();
@@ -243,10 +263,20 @@ fn check_codes(kvm: KvmKind, accounts: &Accounts, seen: &Codes, what: &str) {
         }
     }
     let mut seen = seen.clone();
-    let not_ours: Vec<u64> = seen.keys().filter(|c| !ours.contains_key(c)).copied().collect();
+    let not_ours: Vec<u64> = seen
+        .keys()
+        .filter(|c| !ours.contains_key(c))
+        .copied()
+        .collect();
     let in_bucket: u64 = not_ours.iter().filter_map(|c| seen.remove(c)).sum();
-    assert_eq!(ours, seen, "{what}: exits by raw code, ours and the witness's");
-    assert_eq!(without_code, in_bucket, "{what}: codes without a place {not_ours:X?}");
+    assert_eq!(
+        ours, seen,
+        "{what}: exits by raw code, ours and the witness's"
+    );
+    assert_eq!(
+        without_code, in_bucket,
+        "{what}: codes without a place {not_ours:X?}"
+    );
 }
 
 /// The vCPU threads of a run, as they were seen while it ran.
@@ -271,7 +301,10 @@ impl Threads {
         for task in tasks.into_iter().flatten().flatten() {
             let path = task.path();
             let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-            let vcpu = name.trim().strip_prefix("vcpu").and_then(|n| n.parse().ok());
+            let vcpu = name
+                .trim()
+                .strip_prefix("vcpu")
+                .and_then(|n| n.parse().ok());
             let thread = path.file_name().and_then(|n| n.to_str()?.parse().ok());
             if let (Some(vcpu), Some(thread)) = (vcpu, thread) {
                 self.0.insert(thread, vcpu);
@@ -309,9 +342,11 @@ impl Registrar {
     }
 }
 
-/// Runs `exitvisor` to its end with a witness, and compares the two.
+/// Runs an `exitvisor` to its end with a witness, and compares the two.
 #[track_caller]
-pub fn witnessed(witness: &Witness, live: Live) -> (Run, Threads) {
+pub fn witnessed(command: &mut Command) -> (Run, Threads) {
+    let witness = Witness::set().expect("a witness: the test has asked before");
+    let live = Live::of(command.spawn().expect("exitvisor starts"));
     let registrar = Registrar::of(&live);
     let run = live.finish();
     let threads = registrar.threads();
@@ -338,9 +373,17 @@ mod tests {
         );
         assert_eq!(
             parse("{ exit_reason: 4294967295, info1: 18446744073709551615 } hitcount: 1"),
-            Some((keys(&[("exit_reason", u32::MAX.into()), ("info1", u64::MAX)]), 1))
+            Some((
+                keys(&[("exit_reason", u32::MAX.into()), ("info1", u64::MAX)]),
+                1
+            ))
         );
-        for other in ["", "# event histogram", "    Hits: 3", "{ a: b } hitcount: 1"] {
+        for other in [
+            "",
+            "# event histogram",
+            "    Hits: 3",
+            "{ a: b } hitcount: 1",
+        ] {
             assert_eq!(parse(other), None);
         }
     }
