@@ -373,7 +373,7 @@ fn limits_that_make_no_sense() {
         let args = ["compare", arg(&same.sample), arg(&same.other)];
         let limit = format!("--max-growth={limit}");
         let run = run(&[&args[..], &[&limit]].concat()).expect_status(USAGE);
-        let run = run.expect_one_line(&["write 5%, 12, 30=0, 48=10% or total=5%"]);
+        let run = run.expect_one_line(&["write 5%, 12, 30=0, total=5% or fixed=0"]);
         assert_eq!(run.stdout, "");
     }
 }
