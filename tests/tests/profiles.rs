@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use black_box::code::hello;
 use black_box::{Live, Run, arg, command, file, needs_kvm, run};
+use exitvisor::profile::VERSION;
 use exitvisor::status::{DATA, GROWTH, INPUT, USAGE};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
@@ -169,9 +170,10 @@ fn no_profile_at_all() {
 #[test]
 fn versions() {
     needs_kvm!("versions");
-    for version in [json!(2), json!(1_000_000), json!(u64::MAX)] {
-        let told =
-            format!("written by a newer Exitvisor (version {version}; this one reads up to 1)");
+    for version in [json!(VERSION + 1), json!(1_000_000), json!(u64::MAX)] {
+        let told = format!(
+            "written by a newer Exitvisor (version {version}; this one reads up to {VERSION})"
+        );
         Pair::changed(|p| {
             p["version"] = version;
             p["total"] = json!("of a shape of the future");
@@ -180,6 +182,14 @@ fn versions() {
     }
     for version in [json!(0), json!(-1), json!(1.5), json!("1"), json!(null)] {
         Pair::changed(|p| p["version"] = version).refused("no valid version");
+    }
+    // Older ones lack what came later, and are read all the same.
+    let older = Pair::with(include_bytes!(
+        "../../hypervisor/src/profile/version-1.json"
+    ));
+    for run in older.runs() {
+        assert!([0, GROWTH.into()].contains(&run.status), "{run:#?}");
+        assert!(!run.stdout.is_empty() && run.stderr.is_empty(), "{run:#?}");
     }
 }
 
