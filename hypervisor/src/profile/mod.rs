@@ -3,9 +3,12 @@
 //! Every ratio and difference is a method here; reports render, they do not compute. The schema
 //! in prose is `docs/profile-schema.md`.
 
+mod asked;
 pub mod compare;
 pub mod deputy;
+pub mod durations;
 pub mod figures;
+pub mod fixed;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod limit;
@@ -13,6 +16,7 @@ pub mod load;
 pub mod passes;
 pub mod runs;
 pub mod save;
+pub mod split;
 
 use serde::{Deserialize, Serialize};
 
