@@ -377,6 +377,9 @@ fn split_time(accounts: &mut Accounts) {
     let sum = |of: fn(&ReasonAccount) -> u64| {
         accounts.reasons.iter().filter(reach).map(of).sum::<u64>() * 2 / 3
     };
+    let reached =
+        |of: fn(&ReasonAccount) -> u64| accounts.reasons.iter().filter(reach).map(of).sum::<u64>();
+    (accounts.userspace, accounts.own_userspace) = (reached(|r| r.exits), reached(|r| r.own));
     (accounts.vmm_cycles, accounts.own_vmm_cycles) = (sum(|r| r.cycles), sum(|r| r.own_cycles));
     accounts.blocked_cycles = accounts.reason(12).map_or(0, |r| r.cycles * 17 / 20);
 }
@@ -874,14 +877,14 @@ prop_compose! {
 
 prop_compose! {
     fn any_accounts()(
-        figures in proptest::array::uniform10(figure()),
+        figures in proptest::array::uniform12(figure()),
         reasons in proptest::collection::vec(any_reason(), 0..6),
         codes in proptest::collection::vec(any_code(), 0..6),
         asks in proptest::collection::vec(any_ask(), 0..24),
         emulated in proptest::collection::vec(any_event(), 0..3),
     ) -> Accounts {
         let [total, residual, own_residual, other, excess, failed, ..] = figures;
-        let [.., vmm_cycles, own_vmm_cycles, blocked_cycles, asks_dropped] = figures;
+        let [.., userspace, own_userspace, vmm_cycles, own_vmm_cycles, blocked_cycles, asks_dropped] = figures;
         Accounts {
             total,
             residual,
@@ -890,6 +893,8 @@ prop_compose! {
             excess,
             reasons,
             failed,
+            userspace,
+            own_userspace,
             vmm_cycles,
             own_vmm_cycles,
             blocked_cycles,

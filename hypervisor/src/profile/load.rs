@@ -378,6 +378,12 @@ fn wrong_details(accounts: &Accounts) -> Option<String> {
             "own cycles in the VMM {own} > cycles in the VMM {all}"
         ));
     }
+    let (own, all) = (accounts.own_userspace, accounts.userspace);
+    if own > all {
+        return Some(format!(
+            "own exits to userspace {own} > exits to userspace {all}"
+        ));
+    }
     let key = |ask: &Ask| (ask.kind, ask.index);
     if let Some(pair) = accounts.asks.windows(2).find(|w| key(&w[0]) >= key(&w[1])) {
         let shown = |ask: &Ask| format!("{:?} {:#x}", ask.kind, ask.index);

@@ -285,6 +285,13 @@ pub struct Accounts {
     /// are among the exits of their reason.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub failed: u64,
+    /// How many exits reached userspace, so far as KVM_RUN's returns tell (one exit can return
+    /// several times: a wide or page-crossing access, a long string).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub userspace: u64,
+    /// How many of them are the profiler's own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub own_userspace: u64,
     /// TSC cycles in the VMM: from KVM_RUN's return to the next KVM_RUN, all exits together.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub vmm_cycles: u64,
