@@ -455,7 +455,7 @@ mod tests {
 
     #[test]
     fn exits_come_from_the_profile() {
-        let reason = |reason, exits, own| Reason { reason, exits, own };
+        let reason = |reason, own| Reason { reason, own };
         let accounts = |total, reasons| Accounts {
             total,
             userspace: 60,

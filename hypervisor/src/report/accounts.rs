@@ -53,17 +53,17 @@ pub(super) fn closing(profile: &Profile) -> String {
             plural(total.failed, "entry failed", "entries failed")
         ));
     }
+    if total.own() > 0 {
+        parts.push(format!(
+            "{} of them the profiler's own (shown apart)",
+            count(total.own())
+        ));
+    }
     if profile.has_kernel_ledger() {
         let reached = total.userspace.saturating_sub(total.own_userspace);
         parts.push(format!(
             "{} of the guest's reached userspace",
             count(reached)
-        ));
-    }
-    if total.own() > 0 {
-        parts.push(format!(
-            "{} of them the profiler's own (shown apart)",
-            count(total.own())
         ));
     }
     parts.join(" · ")
