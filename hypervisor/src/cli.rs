@@ -111,8 +111,8 @@ pub struct ReportArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Limits: 5% the total and every reason; 0 nothing may grow; 12 by at most 12 exits; 30=0 only reason
-30; total=5% only the total. Separated by commas, or given again. Growth beyond a limit ends with
-status 84.
+30; total=5% only the total; fixed=0 only the total without what time drives (needs the kernel ledger
+in both). Separated by commas, or given again. Growth beyond a limit ends with status 84.
 
 Examples:
   exitvisor compare before.json after.json

@@ -34,7 +34,7 @@ statuses! {
     CRASH = 82;
     /// KVM could not go on with the guest (failed entry, failed emulation).
     KVM_ERROR = 83;
-    /// `compare --max-growth`: something grew by more.
+    /// `compare --max-growth`: something grew by more, or cannot be judged.
     GROWTH = 84;
     /// The guest reset itself more often than `--max-resets` allows.
     RESET_LIMIT = 85;

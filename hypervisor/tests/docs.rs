@@ -238,3 +238,27 @@ fn profile_schema() {
     assert!(SCHEMA.contains(&format!("\"schema\": \"{}\"", profile::SCHEMA)));
     assert!(SCHEMA.contains(&format!("\"version\": {}", profile::VERSION)));
 }
+
+/// The words for what is asked for, and the indices that the fixed count takes off.
+#[test]
+fn what_is_asked_for() {
+    use profile::AskKind::*;
+    for kind in [MsrRead, MsrWrite, PortIn, PortOut, Cpuid] {
+        let word = serde_json::to_string(&kind).unwrap().replace('"', "`");
+        assert!(SCHEMA.contains(&word), "{word}");
+        let driven = (0..0x1000).filter(|&index| {
+            let count = 1;
+            profile::fixed::driver(&profile::Ask { kind, index, count }).is_some()
+        });
+        let expected: &[u32] = match kind {
+            MsrWrite => &[0x6E0, 0x80B],
+            PortOut => &[0x20, 0x21, 0x40, 0x41, 0x42, 0x43, 0xA0, 0xA1],
+            _ => &[],
+        };
+        assert_eq!(
+            driven.collect::<Vec<_>>(),
+            expected,
+            "the document says these"
+        );
+    }
+}

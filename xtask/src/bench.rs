@@ -140,8 +140,8 @@ struct Exits {
     total: f64,
     /// Until the firmware had loaded the kernel, without the profiler's own; `None` without one.
     firmware: Option<f64>,
-    /// To userspace, without the profiler's own; `None` where another source counted.
-    to_userspace: Option<f64>,
+    /// To userspace, without the profiler's own.
+    to_userspace: f64,
     /// The profiler's own at its gates, per answer; `None` if no question was asked.
     per_query: Option<f64>,
 }
@@ -163,17 +163,17 @@ struct Milestone {
 #[derive(Debug, Deserialize)]
 struct Accounts {
     total: u64,
-    other: u64,
+    #[serde(default)]
+    userspace: u64,
+    #[serde(default)]
+    own_userspace: u64,
     reasons: Vec<Reason>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Reason {
     reason: u8,
-    exits: u64,
     own: u64,
-    timed: u64,
-    source: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -194,13 +194,12 @@ impl Exits {
             .filter(|reason| AT_GATES.contains(&reason.reason));
         let at_gates: u64 = at_gates.map(|reason| reason.own).sum();
         let answers = profile.gates.queries + profile.gates.hypercalls;
-        let to_userspace: Option<u64> = total.reasons.iter().map(Reason::to_userspace).sum();
         let loaded = profile.milestones.iter();
         let mut loaded = loaded.filter(|m| m.number == exit_abi::milestone::KERNEL_LOADED);
         Self {
             total: total.total as f64,
             firmware: loaded.next().map(|m| m.accounts.of_the_guest() as f64),
-            to_userspace: to_userspace.map(|exits| (exits + total.other) as f64),
+            to_userspace: (total.userspace - total.own_userspace) as f64,
             per_query: (answers > 0).then(|| at_gates as f64 / answers as f64),
         }
     }
@@ -211,18 +210,6 @@ impl Accounts {
     fn of_the_guest(&self) -> u64 {
         let own: u64 = self.reasons.iter().map(|reason| reason.own).sum();
         self.total.saturating_sub(own)
-    }
-}
-
-impl Reason {
-    /// Exits that came to userspace and are not the profiler's own. KVM's statistics may know of
-    /// more than came; those that came are the ones that were timed.
-    fn to_userspace(&self) -> Option<u64> {
-        match self.source.as_str() {
-            "KVM_RUN" => Some(self.exits.saturating_sub(self.own)),
-            "KVM stats" => Some(self.timed.saturating_sub(self.own)),
-            _ => None,
-        }
     }
 }
 
@@ -361,10 +348,10 @@ fn figures(rounds: &[Round]) -> Vec<Figure> {
             Some(alone(round).times.wall)
         }),
         figure("exits to userspace but own", "", Some(39.0), &|round| {
-            boot(round).exits.to_userspace
+            Some(boot(round).exits.to_userspace)
         }),
         figure("… kernel alone", "", Some(39.0), &|round| {
-            alone(round).exits.to_userspace
+            Some(alone(round).exits.to_userspace)
         }),
         figure("exits until kernel loaded", "", None, &|round| {
             boot(round).exits.firmware
@@ -429,7 +416,7 @@ fn table(result: &Result) -> String {
 mod tests {
     use super::*;
 
-    fn round(cpu: f64, to_userspace: Option<f64>) -> Round {
+    fn round(cpu: f64, to_userspace: f64) -> Round {
         let alone = boot(cpu / 2.0, to_userspace, None);
         Round {
             through_firmware: boot(cpu, to_userspace, Some(24.0)),
@@ -437,7 +424,7 @@ mod tests {
         }
     }
 
-    fn boot(cpu: f64, to_userspace: Option<f64>, firmware: Option<f64>) -> Boot {
+    fn boot(cpu: f64, to_userspace: f64, firmware: Option<f64>) -> Boot {
         Boot {
             times: Times {
                 cpu,
@@ -468,35 +455,21 @@ mod tests {
 
     #[test]
     fn exits_come_from_the_profile() {
-        let reason = |reason, exits, own, timed, source: &str| {
-            let source = source.to_owned();
-            Reason {
-                reason,
-                exits,
-                own,
-                timed,
-                source,
-            }
+        let reason = |reason, own| Reason { reason, own };
+        let accounts = |total, reasons| Accounts {
+            total,
+            userspace: 60,
+            own_userspace: 36,
+            reasons,
         };
         let at = |number, total| Milestone {
             number,
-            accounts: Accounts {
-                total,
-                other: 0,
-                reasons: vec![reason(30, 9, 5, 9, "KVM_RUN")],
-            },
+            accounts: accounts(total, vec![reason(30, 5)]),
         };
+        let all = vec![reason(0, 12), reason(12, 0), reason(30, 30)];
         let mut profile = Profile {
             milestones: vec![at(3, 30), at(4, 70), at(5, 80)],
-            total: Accounts {
-                total: 120,
-                other: 1,
-                reasons: vec![
-                    reason(0, 12, 12, 12, "KVM_RUN"),
-                    reason(12, 20, 0, 3, "KVM stats"),
-                    reason(30, 50, 30, 49, "KVM_RUN"),
-                ],
-            },
+            total: accounts(120, all),
             gates: Gates {
                 queries: 10,
                 hypercalls: 2,
@@ -505,7 +478,7 @@ mod tests {
         let exits = Exits {
             total: 120.0,
             firmware: Some(65.0),
-            to_userspace: Some(24.0),
+            to_userspace: 24.0,
             per_query: Some(1.0),
         };
         assert_eq!(Exits::of(&profile), exits);
@@ -514,22 +487,12 @@ mod tests {
             queries: 0,
             hypercalls: 0,
         };
-        profile
-            .total
-            .reasons
-            .push(reason(48, 9, 0, 9, "kernel ledger"));
-        let exits = Exits {
-            total: 120.0,
-            firmware: Some(65.0),
-            to_userspace: None,
-            per_query: None,
-        };
-        assert_eq!(Exits::of(&profile), exits);
+        assert_eq!(Exits::of(&profile).per_query, None);
     }
 
     #[test]
     fn the_table_is_aligned() {
-        let rounds = [round(0.25, Some(30.0)), round(0.125, Some(28.0))];
+        let rounds = [round(0.25, 30.0), round(0.125, 28.0)];
         insta::assert_snapshot!(table(&Result {
             runs: 2,
             figures: figures(&rounds)
@@ -540,7 +503,7 @@ mod tests {
     fn what_cannot_be_shown_is_a_dash() {
         let bare = Boot {
             memory: None,
-            ..boot(0.25, None, None)
+            ..boot(0.25, 24.0, None)
         };
         let rounds = [Round {
             through_firmware: bare,

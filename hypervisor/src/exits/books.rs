@@ -66,6 +66,10 @@ pub struct Figures {
     pub excess: u64,
     /// Failed entries among the exits.
     pub failed: u64,
+    /// Exits that reached userspace.
+    pub userspace: u64,
+    /// How many of them are the profiler's own.
+    pub own_userspace: u64,
     /// TSC cycles in the VMM.
     pub vmm_cycles: u64,
     /// How many of them are the profiler's own.
@@ -97,6 +101,8 @@ impl Default for Figures {
             own_residual: 0,
             excess: 0,
             failed: 0,
+            userspace: 0,
+            own_userspace: 0,
             vmm_cycles: 0,
             own_vmm_cycles: 0,
             blocked_cycles: 0,
@@ -191,6 +197,8 @@ impl Figures {
         self.own_residual = self.own_residual.saturating_add(other.own_residual);
         self.excess = self.excess.saturating_add(other.excess);
         self.failed = self.failed.saturating_add(other.failed);
+        self.userspace = self.userspace.saturating_add(other.userspace);
+        self.own_userspace = self.own_userspace.saturating_add(other.own_userspace);
         self.vmm_cycles = self.vmm_cycles.saturating_add(other.vmm_cycles);
         self.own_vmm_cycles = self.own_vmm_cycles.saturating_add(other.own_vmm_cycles);
         self.blocked_cycles = self.blocked_cycles.saturating_add(other.blocked_cycles);
@@ -228,6 +236,8 @@ impl Figures {
                 })
                 .collect(),
             failed: self.failed,
+            userspace: self.userspace,
+            own_userspace: self.own_userspace,
             vmm_cycles: self.vmm_cycles,
             own_vmm_cycles: self.own_vmm_cycles,
             blocked_cycles: self.blocked_cycles,
@@ -327,9 +337,13 @@ impl Books {
             if source.kind() == SourceKind::Run {
                 // What the loop has timed is the VMM's share; a better source times the whole.
                 let sum = |of: fn(&RowCopy) -> u64| {
-                    let cycles = into.lines.iter().map(|line| of(&line.row));
-                    cycles.fold(0, u64::saturating_add)
+                    let rows = into.lines.iter().map(|line| of(&line.row));
+                    rows.fold(0, u64::saturating_add)
                 };
+                (into.userspace, into.own_userspace) = (
+                    sum(|row| row.exits).saturating_add(sample.other),
+                    sum(|row| row.own),
+                );
                 (into.vmm_cycles, into.own_vmm_cycles) =
                     (sum(|row| row.cycles), sum(|row| row.own_cycles));
             }

@@ -1,6 +1,6 @@
 //! Comparison: what grew, shrank, appeared or vanished between two boots, and whether it may.
 
-use super::limit::{Growth, Limits};
+use super::limit::{Growth, Limits, Scope};
 use super::runs::{Key, keyed, merged};
 use super::{Profile, ReasonAccount};
 use serde::Serialize;
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Value of `schema` in a comparison's JSON.
 pub const SCHEMA: &str = "exitvisor-comparison";
 /// Version of that schema.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A figure in two profiles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -105,6 +105,8 @@ pub struct Comparison {
     pub caveats: Vec<String>,
     /// The guest's exits, all causes.
     pub total: Change,
+    /// The total without what time drives; `None` unless both have the kernel ledger.
+    pub fixed: Option<Change>,
     /// The guest's cycles.
     pub cycles: Change,
     /// Exits whose reason no source shows.
@@ -119,15 +121,15 @@ pub struct Comparison {
     pub steps: Vec<StepChange>,
 }
 
-/// Something that grew by more than its limit.
+/// Something that grew by more than its limit, or has one and cannot be judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Violation {
-    /// The reason; `None` for the total.
+    /// The reason; `None` for the total and the fixed count.
     pub reason: Option<u8>,
-    /// Its name, or "total".
+    /// Its name, or "total" or "fixed".
     pub name: String,
-    /// The guest's exits.
-    pub exits: Change,
+    /// The guest's exits; `None` if one of the profiles does not tell.
+    pub exits: Option<Change>,
     /// By how much they may grow.
     #[serde(serialize_with = "as_text")]
     pub allowed: Growth,
@@ -152,6 +154,7 @@ impl Comparison {
             after: name_b.to_owned(),
             caveats: caveats(a, b),
             total: change(|p| p.total.guest_total()),
+            fixed: fixed(a, b),
             cycles: change(|p| p.total.guest_cycles()),
             residual: change(|p| p.total.residual),
             other: change(|p| p.total.other),
@@ -161,28 +164,41 @@ impl Comparison {
         }
     }
 
-    /// What grew by more than its limit: the total first, then reasons as in the comparison.
+    /// What grew by more than its limit: the total first, the fixed count, then reasons as in the
+    /// comparison. A limit for the fixed count is not kept where there is none: what cannot be
+    /// judged must not pass.
     pub fn violations(&self, limits: &Limits) -> Vec<Violation> {
-        let total = (None, "total", self.total);
+        let total = (Scope::Total, "total", Some(self.total));
+        let fixed = (Scope::Fixed, "fixed", self.fixed);
         let reasons = self
             .reasons
             .iter()
-            .map(|r| (Some(r.reason), r.name.as_str(), r.exits));
-        std::iter::once(total)
+            .map(|r| (Scope::Reason(r.reason), r.name.as_str(), Some(r.exits)));
+        [total, fixed]
+            .into_iter()
             .chain(reasons)
-            .filter_map(|(reason, name, exits)| {
-                let allowed = limits.growth(reason)?;
-                let name = name.to_owned();
-                let fits = allowed.allows(exits.before, exits.after);
-                (!fits).then_some(Violation {
-                    reason,
-                    name,
+            .filter_map(|(scope, name, exits)| {
+                let allowed = limits.growth(scope)?;
+                let fits = exits.is_some_and(|e| allowed.allows(e.before, e.after));
+                (!fits).then(|| Violation {
+                    reason: match scope {
+                        Scope::Reason(reason) => Some(reason),
+                        _ => None,
+                    },
+                    name: name.to_owned(),
                     exits,
                     allowed,
                 })
             })
             .collect()
     }
+}
+
+fn fixed(a: &Profile, b: &Profile) -> Option<Change> {
+    Some(Change {
+        before: a.fixed(&a.total)?.count(),
+        after: b.fixed(&b.total)?.count(),
+    })
 }
 
 fn reasons(a: &Profile, b: &Profile) -> Vec<ReasonChange> {
@@ -270,6 +286,25 @@ fn served(profile: &Profile) -> String {
 /// Something in which two profiles should be alike.
 type Fact = (&'static str, fn(&Profile) -> String);
 
+/// What it means for the figures that only one profile has the kernel ledger, or its times.
+fn unequal_ledgers(a: &Profile, b: &Profile) -> Option<String> {
+    let one_of = |of: fn(&Profile) -> bool| match (of(a), of(b)) {
+        (true, false) => Some(("first", "second")),
+        (false, true) => Some(("second", "first")),
+        _ => None,
+    };
+    if let Some((has, lacks)) = one_of(Profile::has_kernel_ledger) {
+        return Some(format!(
+            "only the {has} run has the kernel ledger: what appears in a reason there can be \
+             residual in the {lacks}, cycles are of other spans, and the fixed count cannot be \
+             compared"
+        ));
+    }
+    one_of(Profile::times_every_exit).map(|(times, lacks)| {
+        format!("cycles are of other spans: the {times} run's include KVM, the {lacks}'s do not")
+    })
+}
+
 /// Why two profiles are not alike, one line each.
 fn caveats(a: &Profile, b: &Profile) -> Vec<String> {
     let mut caveats = Vec::new();
@@ -291,9 +326,13 @@ fn caveats(a: &Profile, b: &Profile) -> Vec<String> {
             caveats.push(format!("the {which} run dropped {dropped} milestones"));
         }
     }
-    let facts: [Fact; 11] = [
+    caveats.extend(unequal_ledgers(a, b));
+    let facts: [Fact; 12] = [
         ("KVM", |p| p.host.kvm.module().to_owned()),
         ("sources", served),
+        ("level of the kernel ledger", |p| {
+            p.ledger_level().unwrap_or_default().to_owned()
+        }),
         ("paging", |p| p.host.paging.clone()),
         ("CPU", |p| p.host.cpu.clone()),
         ("host kernel", |p| p.host.kernel.clone()),
@@ -391,6 +430,45 @@ mod tests {
         assert_eq!(found("28=6,total=0"), []);
         assert!(found("0").contains(&Some(48)));
         assert_eq!(found("0,48=1000%,28=99,32=99,7=9,29=1"), []);
+    }
+
+    #[test]
+    fn the_fixed_count_is_judged_where_both_have_it() {
+        let (a, mut b) = (fixtures::ledger(), fixtures::ledger());
+        let hlt = b.total.reasons.iter_mut().find(|r| r.reason == 12);
+        hlt.unwrap().exits += 500;
+        b.total.total += 500;
+        let same = compare(&a, &b);
+        let fixed = same.fixed.unwrap();
+        assert_eq!((fixed.trend(), same.total.difference()), (Trend::Same, 500));
+        let found = |c: &Comparison, limits: &str| c.violations(&limits.parse().unwrap()).len();
+        assert_eq!(found(&same, "fixed=0"), 0);
+        let cpuid = b.total.reasons.iter_mut().find(|r| r.reason == 10);
+        cpuid.unwrap().exits += 1;
+        b.total.total += 1;
+        let grown = compare(&a, &b);
+        assert_eq!(found(&grown, "fixed=0"), 1);
+        assert_eq!(found(&grown, "fixed=1"), 0);
+        assert_eq!(found(&grown, "1000%"), 0, "no limit of its own");
+        // What cannot be judged does not pass.
+        let unknown = compare(&fixtures::software(), &b);
+        let violations = unknown.violations(&"fixed=1000%".parse().unwrap());
+        assert_eq!((unknown.fixed, violations[0].exits), (None, None));
+        assert_eq!(violations[0].name, "fixed");
+    }
+
+    #[test]
+    fn unequal_ledgers_are_told() {
+        let told = |a: &Profile, b: &Profile| unequal_ledgers(a, b).unwrap_or_default();
+        let (none, counts, cycles) = (fixtures::software(), fixtures::intel(), fixtures::ledger());
+        assert!(told(&none, &cycles).starts_with("only the second run has the kernel ledger"));
+        assert!(told(&counts, &none).starts_with("only the first run has the kernel ledger"));
+        assert_eq!(
+            told(&cycles, &counts),
+            "cycles are of other spans: the first run's include KVM, the second's do not"
+        );
+        assert_eq!(told(&cycles, &fixtures::histograms()), "");
+        assert_eq!(told(&none, &fixtures::emulated()), "");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Profiles for tests: boots as they happen, and the extremes. All figures are invented.
 
-use super::figures::{KERNEL_LEDGER, KVM_RUN, KVM_STATS};
+use super::figures::{EMULATED_EVENTS, KERNEL_LEDGER, KVM_RUN, KVM_STATS};
 use super::*;
 use exit_abi::reason::{Edition, Reason};
 use proptest::prelude::*;
@@ -314,7 +314,85 @@ pub(crate) fn reboots() -> Profile {
     profile
 }
 
-/// A boot through the firmware with two vCPUs, every exit traced.
+/// What is asked for in a step of a boot: its place, what, which, how often.
+type Asking = (usize, AskKind, u32, u64);
+
+/// Books what is asked for: in the snapshot of its step, in all later ones, and in the total.
+fn asking(profile: &mut Profile, asked: &[Asking]) {
+    let snapshots = profile.milestones.iter_mut().map(|m| &mut m.accounts);
+    let all = snapshots.chain([&mut profile.total]).enumerate();
+    for (place, accounts) in all {
+        for &(_, kind, index, count) in asked.iter().filter(|a| a.0 <= place) {
+            let known = accounts.asks.iter_mut();
+            match known
+                .into_iter()
+                .find(|a| (a.kind, a.index) == (kind, index))
+            {
+                Some(ask) => ask.count += count,
+                None => accounts.asks.push(Ask { kind, index, count }),
+            }
+        }
+        accounts.asks.sort_unstable();
+    }
+}
+
+/// The codes of AMD's that these accounts' reasons come from.
+fn amd_codes(accounts: &mut Accounts) {
+    let code = |code, name: &str, reason, exits| CodeAccount {
+        code: Some(code),
+        name: name.to_owned(),
+        reason: Some(reason),
+        exits,
+    };
+    let mut codes = Vec::new();
+    for r in &accounts.reasons {
+        let n = r.exits;
+        match r.reason {
+            0 => codes.push(code(0x41, "EXCP1 #DB", 0, n)),
+            1 => codes.push(code(0x60, "INTR", 1, n)),
+            7 => codes.push(code(0x64, "VINTR", 7, n)),
+            10 => codes.push(code(0x72, "CPUID", 10, n)),
+            12 => codes.push(code(0x78, "HLT", 12, n)),
+            28 => codes.extend([
+                code(0x00, "CR0_READ", 28, n / 6),
+                code(0x10, "CR0_WRITE", 28, n - n / 6 - n / 3),
+                code(0x14, "CR4_WRITE", 28, n / 3),
+            ]),
+            29 => codes.push(code(0x37, "DR7_WRITE", 29, n)),
+            30 => codes.push(code(0x7B, "IOIO", 30, n)),
+            32 => codes.push(code(0x7C, "MSR write", 32, n)),
+            48 => codes.push(code(0x400, "NPF", 48, n)),
+            _ => {}
+        }
+    }
+    codes.retain(|c| c.exits > 0);
+    codes.sort_by_key(|c| c.code);
+    accounts.codes = codes;
+}
+
+/// The VMM has two thirds of the cycles of what reaches it (I/O, gates), HLT waits most of its
+/// time.
+fn split_time(accounts: &mut Accounts) {
+    let reach = |r: &&ReasonAccount| [0, 30].contains(&r.reason);
+    let sum = |of: fn(&ReasonAccount) -> u64| {
+        accounts.reasons.iter().filter(reach).map(of).sum::<u64>() * 2 / 3
+    };
+    let reached =
+        |of: fn(&ReasonAccount) -> u64| accounts.reasons.iter().filter(reach).map(of).sum::<u64>();
+    (accounts.userspace, accounts.own_userspace) = (reached(|r| r.exits), reached(|r| r.own));
+    (accounts.vmm_cycles, accounts.own_vmm_cycles) = (sum(|r| r.cycles), sum(|r| r.own_cycles));
+    accounts.blocked_cycles = accounts.reason(12).map_or(0, |r| r.cycles * 17 / 20);
+}
+
+fn every_account(profile: &mut Profile, change: impl Fn(&mut Accounts)) {
+    let milestones = profile.milestones.iter_mut().map(|m| &mut m.accounts);
+    milestones
+        .chain(&mut profile.vcpus)
+        .chain([&mut profile.total])
+        .for_each(change);
+}
+
+/// A boot on AMD through the firmware with two vCPUs, every exit traced and timed.
 pub(crate) fn ledger() -> Profile {
     let (mut milestones, mut total) = boot(&[
         (1, 0, 0, &[]),
@@ -419,6 +497,7 @@ pub(crate) fn ledger() -> Profile {
         true,
         "every exit with its reason and its cycles",
     );
+    profile.sources[2].level = Some("cycles".to_owned());
     profile.gates = GateFigures {
         queries: 68,
         hypercalls: 1,
@@ -427,6 +506,242 @@ pub(crate) fn ledger() -> Profile {
         armed: 2,
     };
     profile.reasons = reasons(&[11, 44, 52, 56, 60, 69, 70, 76, 77], |_| true);
+    every_account(&mut profile, |a| {
+        amd_codes(a);
+        split_time(a);
+    });
+    use AskKind::{MsrWrite, PortIn, PortOut};
+    asking(
+        &mut profile,
+        &[
+            (2, MsrWrite, 0xC000_0080, 1),
+            (3, PortOut, 0xE00, 1),
+            (3, PortOut, 0xE04, 1),
+            (4, PortOut, 0xE00, 1),
+            (4, PortOut, 0xE04, 1),
+            (5, PortOut, 0xE00, 1),
+            (5, PortOut, 0xE04, 1),
+            (6, PortOut, 0xE00, 1),
+            (6, PortOut, 0xE04, 1),
+            (6, PortOut, 0x20, 5),
+            (6, PortOut, 0x21, 2),
+            (6, PortOut, 0x40, 2),
+            (6, PortOut, 0x43, 1),
+            (6, PortOut, 0xA1, 1),
+            (6, PortIn, 0x3FD, 15),
+            (6, PortOut, 0x3F8, 15),
+            (7, MsrWrite, 0x6E0, 4),
+            (7, MsrWrite, 0x80B, 4),
+            (7, MsrWrite, 0x830, 2),
+            (7, MsrWrite, 0x80F, 1),
+            (7, MsrWrite, 0x1B, 1),
+            (7, MsrWrite, 0x277, 1),
+            (7, MsrWrite, 0x4B56_4D01, 1),
+            (7, PortOut, 0xE00, 2),
+            (8, PortOut, 0xE00, 4),
+            (8, PortOut, 0xE1C, 150),
+            (8, PortIn, 0xE1C, 50),
+            (9, PortIn, 0x3FD, 48),
+            (9, PortOut, 0x3F8, 48),
+            (9, PortOut, 0xE00, 2),
+            (10, PortOut, 0xE08, 1),
+        ],
+    );
+    profile
+}
+
+/// The same with histograms, failed entries, exits without a reason, and too many indices.
+pub(crate) fn histograms() -> Profile {
+    let mut profile = ledger();
+    profile.sources[2].level = Some("histogram".to_owned());
+    let unlisted = [("VMLOAD", Some(0x82), 3), ("not in our tables", None, 1)];
+    let last = profile.vcpus.len() - 1;
+    let end = profile.milestones.last_mut().map(|m| &mut m.accounts);
+    for accounts in [&mut profile.total, &mut profile.vcpus[last]]
+        .into_iter()
+        .chain(end)
+    {
+        accounts.other = 4;
+        accounts.total += 4;
+        accounts.failed = 1;
+        let codes = unlisted.map(|(name, code, exits)| CodeAccount {
+            code,
+            name: name.to_owned(),
+            reason: None,
+            exits,
+        });
+        accounts.codes.extend(codes);
+    }
+    profile.total.asks_dropped = 3;
+    let bell = |reason: &ReasonAccount| {
+        // Around the mean, in nanoseconds of 2.5 cycles.
+        let place = (reason.cycles * 2 / (5 * reason.exits)).ilog2() as usize;
+        let mut buckets = vec![0; place + 3];
+        let n = reason.exits;
+        buckets[place - 1] = n / 4;
+        buckets[place + 1] = n / 8;
+        buckets[place + 2] = n / 50;
+        buckets[place] = n - n / 4 - n / 8 - n / 50;
+        while buckets.last() == Some(&0) {
+            buckets.pop();
+        }
+        Histogram {
+            reason: reason.reason,
+            buckets,
+        }
+    };
+    profile.histograms = profile.total.reasons.iter().map(bell).collect();
+    // The external interrupts have two humps.
+    if let Some(h) = profile.histograms.iter_mut().find(|h| h.reason == 1) {
+        h.buckets = vec![0; 13];
+        h.buckets[9] = 40;
+        h.buckets[12] = 18;
+    }
+    profile
+}
+
+/// A boot on Intel, counts only: KVM emulated at first without an exit, an entry failed, and an
+/// exit came that no table has.
+pub(crate) fn intel() -> Profile {
+    let mut profile = ledger();
+    profile.host.kvm = KvmKind::Intel;
+    profile.host.cpu = "Intel(R) Xeon(R) Platinum 8480+".to_owned();
+    profile.sources[2] = source(KERNEL_LEDGER, true, "every exit with its reason; no times");
+    profile.sources[2].level = Some("counts".to_owned());
+    profile.sources[1].completeness = "all exits, and some of them by reason; no times".to_owned();
+    profile.machine.cpus = 1;
+    profile.milestones.remove(7);
+    let extra = |accounts: &mut Accounts| {
+        if accounts.total > 0 {
+            accounts.residual += 13;
+            accounts.total += 13;
+        }
+        for r in &mut accounts.reasons {
+            if ![0, 30].contains(&r.reason) {
+                (r.timed, r.own_timed, r.cycles, r.own_cycles) = (0, 0, 0, 0);
+                (r.min, r.max) = (0, 0);
+            }
+        }
+        accounts.blocked_cycles = 0;
+        let code = |reason: u8, exits| CodeAccount {
+            code: Some(reason.into()),
+            name: Reason::new(reason.into())
+                .and_then(Reason::name)
+                .unwrap()
+                .to_owned(),
+            reason: Some(reason),
+            exits,
+        };
+        accounts.codes = accounts
+            .reasons
+            .iter()
+            .map(|r| code(r.reason, r.exits))
+            .collect();
+    };
+    every_account(&mut profile, extra);
+    book(&mut profile.total, (33, 1, 0, 0));
+    let total = &mut profile.total;
+    total.reasons.last_mut().unwrap().source = KERNEL_LEDGER.to_owned();
+    if let Some(r) = total.reasons.iter_mut().find(|r| r.reason == 33) {
+        r.source = KERNEL_LEDGER.to_owned();
+    }
+    total.failed = 1;
+    let entry = CodeAccount {
+        code: Some(33),
+        name: "entry failure: guest state".to_owned(),
+        reason: Some(33),
+        exits: 1,
+    };
+    let at = total.codes.partition_point(|c| c.code < Some(33));
+    total.codes.insert(at, entry);
+    total.other = 1;
+    total.total += 1;
+    total.codes.push(CodeAccount {
+        code: None,
+        name: "not in our tables".to_owned(),
+        reason: None,
+        exits: 1,
+    });
+    profile.vcpus = vec![profile.total.clone()];
+    profile
+}
+
+/// A direct boot on software KVM whose emulated events were counted.
+pub(crate) fn emulated() -> Profile {
+    let mut profile = software();
+    profile.sources[2].completeness = "kvm_exit is not traced here; see emulated events".to_owned();
+    profile.sources.push(source(
+        EMULATED_EVENTS,
+        true,
+        "what KVM emulated, by reason; no exits, no times",
+    ));
+    let add = |accounts: &mut Accounts, reason: u8, events: u64, own: u64| {
+        let at = accounts.emulated.partition_point(|e| e.reason < reason);
+        match accounts.emulated.get_mut(at).filter(|e| e.reason == reason) {
+            Some(e) => (e.events, e.own) = (e.events + events, e.own + own),
+            None => accounts.emulated.insert(
+                at,
+                EventAccount {
+                    reason,
+                    events,
+                    own,
+                },
+            ),
+        }
+    };
+    // Step, reason, events, the profiler's own of them.
+    let events = [
+        (1, 10, 9, 0),
+        (1, 28, 4, 0),
+        (1, 32, 1, 0),
+        (2, 30, 4, 4),
+        (3, 30, 2, 2),
+        (4, 30, 2, 2),
+        (5, 12, 60, 0),
+        (5, 30, 45, 2),
+        (5, 32, 62, 0),
+        (5, 49, 3, 0),
+        (6, 30, 2, 2),
+        (7, 10, 120, 0),
+        (7, 30, 260, 6),
+        (8, 30, 96, 2),
+        (9, 30, 1, 1),
+    ];
+    let snapshots = profile.milestones.iter_mut().map(|m| &mut m.accounts);
+    for (place, accounts) in snapshots.chain([&mut profile.total]).enumerate() {
+        for &(_, reason, n, own) in events.iter().filter(|e| e.0 <= place) {
+            add(accounts, reason, n, own);
+        }
+    }
+    use AskKind::{Cpuid, MsrWrite, PortIn, PortOut};
+    let mut asked = vec![
+        (1, Cpuid, 0x0, 1),
+        (1, Cpuid, 0x1, 2),
+        (1, Cpuid, 0x4FFF_FF00, 1),
+        (1, Cpuid, 0x8000_0000, 2),
+        (1, Cpuid, 0x8000_0001, 2),
+        (1, Cpuid, 0xD, 1),
+        (1, MsrWrite, 0xC000_0080, 1),
+        (2, PortOut, 0xE00, 2),
+        (2, PortOut, 0xE04, 2),
+        (3, PortOut, 0xE00, 2),
+        (4, PortOut, 0xE00, 2),
+        (5, PortOut, 0xE00, 2),
+        (5, MsrWrite, 0x6E0, 60),
+        (5, MsrWrite, 0x1B, 1),
+        (5, MsrWrite, 0x80F, 1),
+        (5, PortIn, 0x3FD, 21),
+        (5, PortOut, 0x3F8, 22),
+        (6, PortOut, 0xE00, 2),
+        (7, Cpuid, 0x0, 120),
+        (7, PortOut, 0xE00, 6),
+        (7, PortOut, 0xE1C, 254),
+        (8, PortOut, 0xE00, 2),
+        (9, PortOut, 0xE08, 1),
+    ];
+    asked.extend((0..8).map(|i| (8, PortOut, 0x3F8 + i, 12 - u64::from(i % 2))));
+    asking(&mut profile, &asked);
+    profile.vcpus = vec![profile.total.clone()];
     profile
 }
 
@@ -484,7 +799,17 @@ pub(crate) fn huge() -> Profile {
 
 /// All of them.
 pub(crate) fn all() -> Vec<Profile> {
-    vec![zero(), software(), cut_short(), reboots(), ledger(), huge()]
+    vec![
+        zero(),
+        software(),
+        cut_short(),
+        reboots(),
+        ledger(),
+        histograms(),
+        intel(),
+        emulated(),
+        huge(),
+    ]
 }
 
 fn figure() -> impl Strategy<Value = u64> {
@@ -509,12 +834,75 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_code()(
+        code in proptest::option::of(any::<u64>()),
+        name in string(),
+        reason in proptest::option::of(any::<u8>()),
+        exits in figure(),
+    ) -> CodeAccount {
+        CodeAccount { code, name, reason, exits }
+    }
+}
+
+prop_compose! {
+    fn any_ask()(
+        kind in prop_oneof![
+            Just(AskKind::MsrRead),
+            Just(AskKind::MsrWrite),
+            Just(AskKind::PortIn),
+            Just(AskKind::PortOut),
+            Just(AskKind::Cpuid),
+        ],
+        index in prop_oneof![any::<u32>(), Just(0x6E0), Just(0x20), 0u32..0x1_0000],
+        count in figure(),
+    ) -> Ask {
+        Ask { kind, index, count }
+    }
+}
+
+prop_compose! {
+    fn any_event()(reason in any::<u8>(), events in figure(), own in figure()) -> EventAccount {
+        EventAccount { reason, events, own }
+    }
+}
+
+prop_compose! {
+    fn any_histogram()(
+        reason in any::<u8>(),
+        buckets in proptest::collection::vec(figure(), 0..40),
+    ) -> Histogram {
+        Histogram { reason, buckets }
+    }
+}
+
+prop_compose! {
     fn any_accounts()(
-        figures in proptest::array::uniform5(figure()),
+        figures in proptest::array::uniform12(figure()),
         reasons in proptest::collection::vec(any_reason(), 0..6),
+        codes in proptest::collection::vec(any_code(), 0..6),
+        asks in proptest::collection::vec(any_ask(), 0..24),
+        emulated in proptest::collection::vec(any_event(), 0..3),
     ) -> Accounts {
-        let [total, residual, own_residual, other, excess] = figures;
-        Accounts { total, residual, own_residual, other, excess, reasons, ..Accounts::default() }
+        let [total, residual, own_residual, other, excess, failed, ..] = figures;
+        let [.., userspace, own_userspace, vmm_cycles, own_vmm_cycles, blocked_cycles, asks_dropped] = figures;
+        Accounts {
+            total,
+            residual,
+            own_residual,
+            other,
+            excess,
+            reasons,
+            failed,
+            userspace,
+            own_userspace,
+            vmm_cycles,
+            own_vmm_cycles,
+            blocked_cycles,
+            codes,
+            asks,
+            asks_dropped,
+            emulated,
+        }
     }
 }
 
@@ -567,8 +955,12 @@ prop_compose! {
         memory in figure(),
         cut_short in any::<bool>(),
         reboots in proptest::collection::vec(any_pass(), 0..20),
+        histograms in proptest::collection::vec(any_histogram(), 0..6),
+        level in prop_oneof![Just(None), string().prop_map(Some)],
     ) -> Profile {
         let mut profile = ledger();
+        profile.histograms = histograms;
+        profile.sources[2].level = level;
         let mut strings = strings.into_iter();
         let mut next = || strings.next().unwrap_or_default();
         profile.tool.version = next();

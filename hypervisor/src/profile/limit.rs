@@ -8,7 +8,8 @@ use std::str::FromStr;
 ///
 /// - `5%`: the total may grow by 5 %, and so may each reason; what was 0 must stay 0;
 /// - `12`: the total and each reason may grow by 12 exits; `0`: nothing may grow;
-/// - `30=0`, `48=10%`, `total=5%`: the same for one reason or the total only.
+/// - `30=0`, `48=10%`, `total=5%`: the same for one reason or the total only;
+/// - `fixed=0`: the same for the fixed count ([`super::fixed`]), which no other limit concerns.
 ///
 /// An amount without a name never overrides one with a name. Limits concern exits of the guest's;
 /// cycles are compared, but too noisy to be judged. A reason without any limit may grow.
@@ -33,6 +34,8 @@ pub enum Scope {
     Each,
     /// The total.
     Total,
+    /// The fixed count: the total without what time drives.
+    Fixed,
     /// One reason.
     Reason(u8),
 }
@@ -48,7 +51,7 @@ pub enum Growth {
 
 /// A limit that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no limit of growth: {why}; write 5%, 12, 30=0, 48=10% or total=5%")]
+#[error("{text:?} is no limit of growth: {why}; write 5%, 12, 30=0, total=5% or fixed=0")]
 pub struct LimitError {
     text: String,
     why: &'static str,
@@ -65,11 +68,11 @@ impl Limits {
         self.limits.extend(further.limits);
     }
 
-    /// The limit for the total (`None`) or a reason.
-    pub fn growth(&self, reason: Option<u8>) -> Option<Growth> {
-        let named = reason.map_or(Scope::Total, Scope::Reason);
+    /// The limit for the total, the fixed count, a reason, or whatever has none of its own.
+    pub fn growth(&self, scope: Scope) -> Option<Growth> {
         let last = |scope| self.limits.iter().rev().find(|l| l.scope == scope);
-        last(named).or_else(|| last(Scope::Each)).map(|l| l.growth)
+        let each = || last(Scope::Each).filter(|_| scope != Scope::Fixed);
+        last(scope).or_else(each).map(|l| l.growth)
     }
 }
 
@@ -106,6 +109,7 @@ impl std::fmt::Display for Limit {
         match self.scope {
             Scope::Each => write!(f, "{}", self.growth),
             Scope::Total => write!(f, "total={}", self.growth),
+            Scope::Fixed => write!(f, "fixed={}", self.growth),
             Scope::Reason(reason) => write!(f, "{reason}={}", self.growth),
         }
     }
@@ -138,9 +142,10 @@ impl FromStr for Limit {
         let (scope, amount) = match text.split_once('=') {
             None => (Scope::Each, text),
             Some(("total", amount)) => (Scope::Total, amount),
+            Some(("fixed", amount)) => (Scope::Fixed, amount),
             Some((reason, amount)) => {
-                let number =
-                    digits(reason).ok_or(error("left of = stands neither a reason nor total"))?;
+                let number = digits(reason)
+                    .ok_or(error("left of = stands no reason, nor total or fixed"))?;
                 let fits = u8::try_from(number)
                     .ok()
                     .filter(|&n| n < exit_abi::reason::COUNT as u8);
@@ -185,24 +190,28 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn growth(limits: &str, reason: Option<u8>) -> Option<Growth> {
-        limits.parse::<Limits>().unwrap().growth(reason)
+    use Scope::{Fixed, Reason, Total};
+
+    fn growth(limits: &str, scope: Scope) -> Option<Growth> {
+        limits.parse::<Limits>().unwrap().growth(scope)
     }
 
     #[test]
     fn the_named_one_counts_then_the_last() {
-        assert_eq!(growth("5%", None), Some(Growth::Share(5_000)));
-        assert_eq!(growth("5%", Some(30)), Some(Growth::Share(5_000)));
-        assert_eq!(growth("30=0,5%", Some(30)), Some(Growth::Exits(0)));
-        assert_eq!(growth("30=0 30=12", Some(30)), Some(Growth::Exits(12)));
-        assert_eq!(growth("30=0", Some(31)), None);
-        assert_eq!(growth("30=0", None), None);
-        assert_eq!(growth("total=2.5%,0", None), Some(Growth::Share(2_500)));
+        assert_eq!(growth("5%", Total), Some(Growth::Share(5_000)));
+        assert_eq!(growth("5%", Reason(30)), Some(Growth::Share(5_000)));
+        assert_eq!(growth("30=0,5%", Reason(30)), Some(Growth::Exits(0)));
+        assert_eq!(growth("30=0 30=12", Reason(30)), Some(Growth::Exits(12)));
+        assert_eq!(growth("30=0", Reason(31)), None);
+        assert_eq!(growth("30=0", Total), None);
+        assert_eq!(growth("total=2.5%,0", Total), Some(Growth::Share(2_500)));
+        assert_eq!(growth("5%,fixed=0", Fixed), Some(Growth::Exits(0)));
+        assert_eq!(growth("5%,total=0", Fixed), None);
     }
 
     #[test]
     fn edges() {
-        let allows = |limit: &str, a, b| growth(limit, None).unwrap().allows(a, b);
+        let allows = |limit: &str, a, b| growth(limit, Total).unwrap().allows(a, b);
         assert!(allows("5%", 100, 105) && !allows("5%", 100, 106));
         assert!(allows("0.001%", 100_000, 100_001) && !allows("0.001%", 99_999, 100_000));
         assert!(allows("0", 7, 7) && allows("0", 7, 0) && !allows("0", 7, 8));
@@ -223,8 +232,8 @@ mod tests {
         }
         assert_eq!(
             "128=0".parse::<Limits>().unwrap_err().to_string(),
-            "\"128=0\" is no limit of growth: exit reasons end at 127; write 5%, 12, 30=0, 48=10% \
-             or total=5%"
+            "\"128=0\" is no limit of growth: exit reasons end at 127; write 5%, 12, 30=0, total=5% \
+             or fixed=0"
         );
     }
 
@@ -232,6 +241,7 @@ mod tests {
         let scope = prop_oneof![
             Just(Scope::Each),
             Just(Scope::Total),
+            Just(Scope::Fixed),
             (0u8..128).prop_map(Scope::Reason)
         ];
         let growth = prop_oneof![

@@ -3,9 +3,12 @@
 //! Schema and version are looked at before anything else is believed, so that a profile of a
 //! future version is called that, and not "unknown field". Input is bounded and never trusted.
 
-use super::{Accounts, Profile, SCHEMA, VERSION};
+use super::durations::PLACES;
+use super::figures::KERNEL_LEDGER;
+use super::{Accounts, Ask, Histogram, Profile, SCHEMA, VERSION};
 use crate::status;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -276,7 +279,28 @@ fn contradiction(profile: &Profile) -> Option<String> {
         }
     }
     let numbers: Vec<u8> = profile.reasons.iter().map(|r| r.reason).collect();
-    out_of_order(&numbers).map(|what| format!("the table of reasons: {what}"))
+    if let Some(what) = out_of_order(&numbers) {
+        return Some(format!("the table of reasons: {what}"));
+    }
+    let reboots = profile.reboots.iter().zip(1..);
+    let reboots = reboots.map(|(pass, n)| (format!("reboot {n}: "), &pass.histograms));
+    std::iter::once((String::new(), &profile.histograms))
+        .chain(reboots)
+        .find_map(|(place, histograms)| {
+            wrong_histograms(histograms).map(|what| format!("{place}the histograms: {what}"))
+        })
+}
+
+fn wrong_histograms(histograms: &[Histogram]) -> Option<String> {
+    let numbers: Vec<u8> = histograms.iter().map(|h| h.reason).collect();
+    if let Some(what) = out_of_order(&numbers) {
+        return Some(what);
+    }
+    let long = histograms.iter().find(|h| h.buckets.len() > PLACES)?;
+    let (reason, places) = (long.reason, long.buckets.len());
+    Some(format!(
+        "reason {reason} has {places} places, not up to {PLACES}"
+    ))
 }
 
 fn out_of_order(numbers: &[u8]) -> Option<String> {
@@ -306,6 +330,9 @@ fn wrong(accounts: &Accounts) -> Option<String> {
             return Some(format!("reason {}: {part} {a} > {whole} {b}", r.reason));
         }
     }
+    if let Some(what) = wrong_codes(accounts).or_else(|| wrong_details(accounts)) {
+        return Some(what);
+    }
     let sum: u128 = accounts.reasons.iter().map(|r| u128::from(r.exits)).sum();
     let (total, excess) = (u128::from(accounts.total), u128::from(accounts.excess));
     let other = u128::from(accounts.other);
@@ -316,6 +343,65 @@ fn wrong(accounts: &Accounts) -> Option<String> {
              residual - {excess} excess"
         )
     })
+}
+
+/// Where there are codes, they add up: to the exits of each reason that the kernel ledger counted,
+/// and to those without a reason.
+fn wrong_codes(accounts: &Accounts) -> Option<String> {
+    if accounts.codes.is_empty() {
+        return None;
+    }
+    let mut sums = BTreeMap::<Option<u8>, u128>::from([(None, 0)]);
+    for code in &accounts.codes {
+        *sums.entry(code.reason).or_default() += u128::from(code.exits);
+    }
+    sums.into_iter().find_map(|(reason, sum)| {
+        let (whose, exits, exact) = match reason {
+            None => ("other".to_owned(), accounts.other, true),
+            Some(n) => {
+                let account = accounts.reason(n);
+                let exact = account.is_none_or(|r| r.source == KERNEL_LEDGER);
+                (format!("reason {n}"), account.map_or(0, |r| r.exits), exact)
+            }
+        };
+        let exits = u128::from(exits);
+        let fits = if exact { sum == exits } else { sum <= exits };
+        (!fits).then(|| format!("{whose}: {exits} exits are not the sum of {sum} by code"))
+    })
+}
+
+/// Orders, and parts that exceed their whole, among what is kept beside the exits.
+fn wrong_details(accounts: &Accounts) -> Option<String> {
+    let (own, all) = (accounts.own_vmm_cycles, accounts.vmm_cycles);
+    if own > all {
+        return Some(format!(
+            "own cycles in the VMM {own} > cycles in the VMM {all}"
+        ));
+    }
+    let (own, all) = (accounts.own_userspace, accounts.userspace);
+    if own > all {
+        return Some(format!(
+            "own exits to userspace {own} > exits to userspace {all}"
+        ));
+    }
+    let key = |ask: &Ask| (ask.kind, ask.index);
+    if let Some(pair) = accounts.asks.windows(2).find(|w| key(&w[0]) >= key(&w[1])) {
+        let shown = |ask: &Ask| format!("{:?} {:#x}", ask.kind, ask.index);
+        return Some(format!(
+            "what is asked for: {} stands before {}",
+            shown(&pair[0]),
+            shown(&pair[1])
+        ));
+    }
+    let numbers: Vec<u8> = accounts.emulated.iter().map(|e| e.reason).collect();
+    if let Some(what) = out_of_order(&numbers) {
+        return Some(format!("emulated events: {what}"));
+    }
+    let wrong = accounts.emulated.iter().find(|e| e.own > e.events)?;
+    Some(format!(
+        "emulated events of reason {}: own {} > all {}",
+        wrong.reason, wrong.own, wrong.events
+    ))
 }
 
 #[cfg(test)]
@@ -336,7 +422,10 @@ mod tests {
     }
 
     fn changed(change: impl Fn(&mut Profile)) -> String {
-        let mut profile = fixtures::software();
+        changed_from(fixtures::software(), change)
+    }
+
+    fn changed_from(mut profile: Profile, change: impl Fn(&mut Profile)) -> String {
         change(&mut profile);
         refusal(json::render(&profile).as_bytes())
     }
@@ -354,7 +443,7 @@ mod tests {
     #[test]
     fn refusals() {
         let whole = json::render(&fixtures::software());
-        let newer = r#"{"schema":"exitvisor-profile","version":2,"shape":{"new":[]}}"#;
+        let newer = r#"{"schema":"exitvisor-profile","version":3,"shape":{"new":[]}}"#;
         let all = [
             refusal(b""),
             refusal(b" \n"),
@@ -392,6 +481,53 @@ mod tests {
     }
 
     #[test]
+    fn refusals_of_what_the_kernel_ledger_adds() {
+        let traced = |change: fn(&mut Profile)| changed_from(fixtures::histograms(), change);
+        let emulated = |change: fn(&mut Profile)| changed_from(fixtures::emulated(), change);
+        let all = [
+            traced(|p| p.total.codes[0].exits += 1),
+            traced(|p| p.total.codes[0].reason = Some(77)),
+            traced(|p| p.total.codes.retain(|c| c.name != "VMLOAD")),
+            traced(|p| p.vcpus[0].codes[0].exits -= 1),
+            traced(|p| p.total.own_vmm_cycles = p.total.vmm_cycles + 1),
+            traced(|p| p.milestones[8].accounts.asks.swap(0, 1)),
+            traced(|p| p.total.asks.push(p.total.asks[0])),
+            traced(|p| p.histograms[1].buckets.resize(33, 1)),
+            traced(|p| p.histograms.swap(0, 1)),
+            traced(|p| p.histograms[0].reason = 128),
+            traced(|p| {
+                p.reboots = fixtures::reboots().reboots;
+                p.reboots[1].histograms = vec![p.histograms[0].clone(); 2];
+            }),
+            emulated(|p| p.total.emulated[0].own = 10_000),
+            emulated(|p| p.total.emulated.swap(0, 1)),
+            emulated(|p| p.total.emulated[0].reason = 255),
+        ];
+        insta::assert_snapshot!(all.join("\n"));
+    }
+
+    #[test]
+    fn codes_of_a_reason_that_another_source_counts_need_not_be_all() {
+        let mut profile = fixtures::ledger();
+        let io = profile.total.reasons.iter_mut().find(|r| r.reason == 30);
+        let io = io.unwrap();
+        (io.exits, io.source) = (io.exits + 1, "KVM_RUN".to_owned());
+        profile.total.total += 1;
+        assert!(parse(json::render(&profile).as_bytes(), "x").is_ok());
+    }
+
+    /// A file that version 1 wrote, as it wrote it.
+    #[test]
+    fn version_1_still_loads() {
+        let profile = parse(include_bytes!("version-1.json"), "x").unwrap();
+        assert_eq!(profile.version, 1);
+        let again = json::render(&profile);
+        assert_eq!(again, include_str!("version-1.json"));
+        let text = crate::report::text::render(&profile);
+        assert!(text.contains("unknown: needs the kernel ledger"), "{text}");
+    }
+
+    #[test]
     fn what_cannot_be_read() {
         let error = load(Path::new("/nowhere/a\nb.json")).unwrap_err();
         assert_eq!(error.status(), status::INPUT);
@@ -417,8 +553,13 @@ mod tests {
             at in any::<proptest::sample::Index>(),
             with in proptest::collection::vec(any::<u8>(), 0..4),
             cut in 0usize..8,
+            rich in any::<bool>(),
         ) {
-            let mut bytes = json::render(&fixtures::cut_short()).into_bytes();
+            let profile = match rich {
+                true => fixtures::histograms(),
+                false => fixtures::cut_short(),
+            };
+            let mut bytes = json::render(&profile).into_bytes();
             let at = at.index(bytes.len());
             let end = (at + cut).min(bytes.len());
             bytes.splice(at..end, with);

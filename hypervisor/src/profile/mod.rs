@@ -3,9 +3,12 @@
 //! Every ratio and difference is a method here; reports render, they do not compute. The schema
 //! in prose is `docs/profile-schema.md`.
 
+mod asked;
 pub mod compare;
 pub mod deputy;
+pub mod durations;
 pub mod figures;
+pub mod fixed;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod limit;
@@ -13,6 +16,7 @@ pub mod load;
 pub mod passes;
 pub mod runs;
 pub mod save;
+pub mod split;
 
 use serde::{Deserialize, Serialize};
 
@@ -281,6 +285,13 @@ pub struct Accounts {
     /// are among the exits of their reason.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub failed: u64,
+    /// How many exits reached userspace, so far as KVM_RUN's returns tell (one exit can return
+    /// several times: a wide or page-crossing access, a long string).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub userspace: u64,
+    /// How many of them are the profiler's own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub own_userspace: u64,
     /// TSC cycles in the VMM: from KVM_RUN's return to the next KVM_RUN, all exits together.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub vmm_cycles: u64,

@@ -9,11 +9,14 @@ use super::{Accounts, End, Milestone, Pass, Profile};
 const ROOM: usize = 32 << 20;
 /// What is spent on milestones at most, so that the passes themselves find room for longer.
 const ROOM_FOR_MILESTONES: usize = ROOM / 2;
-/// Bytes of JSON, indented: a pass or a milestone without its accounts, accounts without their
-/// reasons, and a reason.
+/// Bytes of JSON, indented: a pass or a milestone without its accounts, accounts without what they
+/// list, a reason, a code, what is asked for or emulated, and a place of a histogram.
 const ITEM: usize = 900;
-const ACCOUNTS: usize = 250;
+const ACCOUNTS: usize = 450;
 const REASON: usize = 400;
+const CODE: usize = 200;
+const ASK: usize = 150;
+const PLACE: usize = 30;
 
 /// One boot of a run: the first, or one that followed a reset.
 #[derive(Clone, Copy, Debug)]
@@ -151,10 +154,17 @@ impl Reboots {
 
 /// What a pass comes to as JSON.
 fn weight(pass: &Pass) -> usize {
-    let accounts = |a: &Accounts| ACCOUNTS + REASON * a.reasons.len();
+    let accounts = |a: &Accounts| {
+        let asks = a.asks.len() + a.emulated.len();
+        ACCOUNTS + REASON * a.reasons.len() + CODE * a.codes.len() + ASK * asks
+    };
     let milestones = pass.milestones.iter().map(|m| ITEM + accounts(&m.accounts));
     let vcpus = pass.vcpus.iter().map(accounts);
-    ITEM + accounts(&pass.total) + milestones.sum::<usize>() + vcpus.sum::<usize>()
+    let places = pass.histograms.iter().map(|h| 3 + h.buckets.len());
+    ITEM + accounts(&pass.total)
+        + milestones.sum::<usize>()
+        + vcpus.sum::<usize>()
+        + PLACE * places.sum::<usize>()
 }
 
 #[cfg(test)]
@@ -189,7 +199,11 @@ mod tests {
 
     #[test]
     fn the_estimate_is_no_less_than_what_is_written() {
-        for profile in [fixtures::reboots(), fixtures::ledger()] {
+        for profile in [
+            fixtures::reboots(),
+            fixtures::histograms(),
+            fixtures::emulated(),
+        ] {
             let pass = Pass {
                 start_nanos: u64::MAX,
                 end: profile.end,
@@ -198,7 +212,7 @@ mod tests {
                 total: profile.total,
                 vcpus: profile.vcpus,
                 gates: profile.gates,
-                histograms: Vec::new(),
+                histograms: profile.histograms,
             };
             let mut whole = fixtures::zero();
             let without = crate::report::json::render(&whole).len();

@@ -72,6 +72,8 @@ pub struct Runs {
     pub rebooted: usize,
     /// The guest's exits, all causes.
     pub total: Spread,
+    /// The total without what time drives; `None` unless all runs have the kernel ledger.
+    pub fixed: Option<Spread>,
     /// The guest's cycles.
     pub cycles: Spread,
     /// The exits whose reason no source shows.
@@ -95,6 +97,7 @@ impl Runs {
             cut_short: profiles.iter().filter(|p| p.first_end().cut_short).count(),
             rebooted: profiles.iter().filter(|p| p.has_reboots()).count(),
             total: each(|p| p.total.guest_total()),
+            fixed: fixed(profiles),
             cycles: each(|p| p.total.guest_cycles()),
             residual: each(|p| p.total.residual),
             other: each(|p| p.total.other),
@@ -103,6 +106,11 @@ impl Runs {
             reasons: reasons(profiles),
         }
     }
+}
+
+fn fixed(profiles: &[Profile]) -> Option<Spread> {
+    let counts = profiles.iter().map(|p| Some(p.fixed(&p.total)?.count()));
+    counts.collect::<Option<Vec<u64>>>().map(Spread::of)
 }
 
 /// A step's name and which time it comes up: what makes steps of two runs the same.
@@ -256,6 +264,15 @@ mod tests {
         );
         assert_eq!(order(&["a b", "b a"]), "a b");
         assert_eq!(order(&[]), "");
+    }
+
+    #[test]
+    fn the_fixed_count_needs_every_run() {
+        let (with, without) = (fixtures::ledger(), fixtures::software());
+        let fixed = with.fixed(&with.total).unwrap().count();
+        let same = Runs::of(&[with.clone(), with.clone()]).fixed.unwrap();
+        assert_eq!((same.min, same.max), (fixed, fixed));
+        assert_eq!(Runs::of(&[with, without]).fixed, None);
     }
 
     #[test]

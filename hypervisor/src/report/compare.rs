@@ -44,16 +44,22 @@ pub fn text(comparison: &Comparison, violations: Option<&[Violation]>) -> String
 
 /// A violation in one line.
 pub fn line(violation: &Violation) -> String {
-    let Change { before, after } = violation.exits;
     let name = match violation.reason {
         Some(number) => format!("{number} {}", fit(&clean(&violation.name), 40)),
         None => violation.name.clone(),
     };
+    let Some(exits) = violation.exits else {
+        return format!(
+            "cannot be judged: {name} ({} allowed): record both profiles with the kernel ledger",
+            violation.allowed
+        );
+    };
+    let Change { before, after } = exits;
     format!(
         "grew too much: {name}: {} → {} exits ({}; {} allowed)",
         grouped(before),
         grouped(after),
-        how_much(&violation.exits),
+        how_much(&exits),
         violation.allowed
     )
 }
@@ -116,10 +122,23 @@ fn verdict(comparison: &Comparison) -> String {
         .filter(|(n, _)| *n > 0)
         .map(|(n, what)| format!("{n} {what}"));
     let parts: Vec<String> = parts.collect();
-    if parts.is_empty() {
-        return format!("{what}\n");
-    }
-    format!("{what} Reasons: {}.\n", parts.join(", "))
+    let fixed = match &comparison.fixed {
+        None => String::new(),
+        Some(fixed) if fixed.trend() == Trend::Same => {
+            format!(" Fixed: {}, as before.", count(fixed.after))
+        }
+        Some(fixed) => format!(
+            " Fixed: {} instead of {} ({}).",
+            count(fixed.after),
+            count(fixed.before),
+            how_much(fixed)
+        ),
+    };
+    let reasons = match parts.is_empty() {
+        true => String::new(),
+        false => format!(" Reasons: {}.", parts.join(", ")),
+    };
+    labelled("", 0, &format!("{what}{fixed}{reasons}"))
 }
 
 fn mark(trend: Trend) -> &'static str {
@@ -195,6 +214,10 @@ fn reasons(comparison: &Comparison) -> String {
         &comparison.total,
         Some(&comparison.cycles),
     ));
+    if let Some(fixed) = &comparison.fixed {
+        let name = "fixed: not time-driven";
+        table.row(row(String::new(), name, fixed, None));
+    }
     if comparison.own != Change::default() {
         table.row(row(
             String::new(),
@@ -305,6 +328,23 @@ mod tests {
     }
 
     #[test]
+    fn with_the_kernel_ledger() {
+        let (a, mut b) = (fixtures::histograms(), fixtures::histograms());
+        for (reason, more) in [(12, 40), (1, 21), (10, 3)] {
+            let r = b.total.reasons.iter_mut().find(|r| r.reason == reason);
+            r.unwrap().exits += more;
+            b.total.total += more;
+        }
+        let comparison = Comparison::of(("main.json", &a), ("branch.json", &b));
+        let violations = comparison.violations(&"fixed=0".parse().unwrap());
+        let known = text(&comparison, Some(&violations));
+        let unknown = Comparison::of(("old.json", &fixtures::software()), ("branch.json", &b));
+        let violations = unknown.violations(&"fixed=0".parse().unwrap());
+        let lines: Vec<String> = violations.iter().map(line).collect();
+        insta::assert_snapshot!(format!("{known}\n{}", lines.join("\n")));
+    }
+
+    #[test]
     fn for_programs() {
         let (comparison, violations) = rendered("30=0");
         let value: serde_json::Value =
@@ -312,6 +352,7 @@ mod tests {
         assert_eq!(value["schema"], "exitvisor-comparison");
         assert_eq!(value["violations"][0]["allowed"], "0");
         assert_eq!(value["reasons"][0]["trend"], "grew");
+        assert_eq!(value["fixed"], serde_json::Value::Null);
     }
 
     #[test]

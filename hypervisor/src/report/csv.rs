@@ -4,11 +4,13 @@
 //! `pass` is 0 for the first boot and counts the reboots from 1 on; times count from its start.
 //! `exits` and `cycles` are the guest's, cumulative; `new_*` are what the step added; `own` are
 //! the profiler's own exits, contained in neither. Rows without a reason are what no reason shows
-//! (`residual`, `other`) and the sum (`total`); `excess` stands where the sources disagree.
+//! (`residual`, `other`) and the sum (`total`); `excess` stands where the sources disagree, `fixed`
+//! (the total without what time drives) and `failed` (entries, among the exits of their reason)
+//! where the kernel ledger served, `emulated: …` where software KVM tells of events, no exits.
 
-use crate::profile::figures::{Delta, Step};
+use crate::profile::figures::{Delta, EMULATED_EVENTS, Step};
 use crate::profile::passes::Boot;
-use crate::profile::{Accounts, Profile};
+use crate::profile::{Accounts, EventAccount, Profile};
 use std::fmt::Write;
 
 const HEAD: &str = "pass,milestone_index,milestone,number,vcpu,time_ns,reason,reason_name,exits,\
@@ -72,6 +74,31 @@ fn rows(out: &mut String, profile: &Profile, boot: &Boot<'_>, step: &Step<'_>, b
         let (excess, was) = (accounts.excess, before.excess);
         let new_excess = excess.saturating_sub(was);
         let _ = writeln!(out, "{place},,excess,{excess},{new_excess},0,,,");
+    }
+    if let Some(fixed) = profile.fixed(accounts).map(|f| f.count()) {
+        let then = profile.fixed(before).map_or(0, |f| f.count());
+        let new_fixed = fixed.saturating_sub(then);
+        let _ = writeln!(out, "{place},,fixed,{fixed},{new_fixed},0,,,");
+        let (failed, new_failed) = (
+            accounts.failed,
+            accounts.failed.saturating_sub(before.failed),
+        );
+        let _ = writeln!(out, "{place},,failed,{failed},{new_failed},0,,,");
+    }
+    let new_events = accounts.new_events(before);
+    for event in &accounts.emulated {
+        let new = new_events.iter().find(|e| e.reason == event.reason);
+        let (events, own) = (event.guest_events(), event.own);
+        let new = new.map_or(0, EventAccount::guest_events);
+        let number = event.reason;
+        let name = quoted(&format!(
+            "emulated: {number} {}",
+            profile.reason_name(number)
+        ));
+        let _ = writeln!(
+            out,
+            "{place},,{name},{events},{new},{own},,,{EMULATED_EVENTS}"
+        );
     }
     let (exits, own, cycles) = (
         accounts.guest_total(),
@@ -141,6 +168,20 @@ mod tests {
     }
 
     #[test]
+    fn with_the_kernel_ledger() {
+        let mut profile = fixtures::histograms();
+        profile.milestones.drain(3..);
+        insta::assert_snapshot!(render(&profile));
+    }
+
+    #[test]
+    fn with_emulated_events() {
+        let mut profile = fixtures::emulated();
+        profile.milestones.drain(2..);
+        insta::assert_snapshot!(render(&profile));
+    }
+
+    #[test]
     fn every_pass_has_its_rows() {
         let mut profile = fixtures::reboots();
         profile.milestones.truncate(1);
@@ -163,12 +204,19 @@ mod tests {
             fixtures::software(),
             fixtures::ledger(),
             fixtures::cut_short(),
+            fixtures::histograms(),
+            fixtures::intel(),
+            fixtures::emulated(),
         ] {
             let rows = read(&render(&profile));
             let last = rows.last().unwrap()[1].clone();
             let number = |row: &[String], i: usize| row[i].parse::<u64>().unwrap_or(0);
+            // What is no part of the sum says so by its name.
+            let beside =
+                |name: &str| ["fixed", "failed"].contains(&name) || name.starts_with("emulated: ");
             let (totals, parts): (Vec<_>, Vec<_>) = rows[1..]
                 .iter()
+                .filter(|r| !beside(&r[7]))
                 .partition(|r| r[6].is_empty() && r[7] == "total");
             let total = totals.last().unwrap();
             let at_end = parts.iter().filter(|r| r[1] == last);

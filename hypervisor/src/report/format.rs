@@ -131,6 +131,57 @@ pub(crate) fn count(number: u64) -> String {
     format!("{:.2} {letter}", number as f64 / unit as f64)
 }
 
+/// A number to three digits with its unit: "4.80 M"; whole below a hundred thousand.
+pub(crate) fn si(number: u64) -> String {
+    const UNITS: [char; 5] = ['M', 'G', 'T', 'P', 'E'];
+    if number < 100_000 {
+        return grouped(number);
+    }
+    let mut value = number as f64 / 1e6;
+    let mut unit = UNITS[0];
+    for &next in &UNITS[1..] {
+        if value < 999.5 {
+            break;
+        }
+        value /= 1e3;
+        unit = next;
+    }
+    let decimals = match value {
+        v if v < 9.995 => 2,
+        v if v < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$} {unit}")
+}
+
+/// The text as one word for [`labelled`]: not broken into lines.
+pub(crate) fn glued(text: &str) -> String {
+    text.replace(' ', &GLUE.to_string())
+}
+
+/// A bar of the whole width, split by shade. A part that is not nothing shows.
+pub(crate) fn shades(parts: &[(char, u64)], width: usize) -> String {
+    let all: u128 = parts.iter().map(|&(_, n)| u128::from(n)).sum();
+    let mut cells: Vec<usize> = parts
+        .iter()
+        .map(|&(_, n)| match n {
+            0 => 0,
+            n => ((u128::from(n) * width as u128 / all) as usize).max(1),
+        })
+        .collect();
+    // What rounding left over, or took too much of, is the largest part's.
+    let sum: usize = cells.iter().sum();
+    if let Some(most) = cells.iter_mut().max()
+        && sum > 0
+    {
+        *most = (*most + width).saturating_sub(sum);
+    }
+    let shaded = parts.iter().zip(&cells);
+    shaded
+        .map(|(&(shade, _), &n)| shade.to_string().repeat(n))
+        .collect()
+}
+
 /// A count, or "–" for none.
 pub(crate) fn count_or_none(number: u64) -> String {
     if number == 0 {
@@ -269,6 +320,39 @@ mod tests {
         assert_eq!(bar(5, 8, 1), "▋");
         assert_eq!(bar(9, 8, 2), "██");
         assert_eq!(bar(9, 0, 2), "");
+    }
+
+    #[test]
+    fn three_digits() {
+        let shown = [
+            0,
+            99_999,
+            100_000,
+            999_994,
+            9_994_999,
+            9_995_000,
+            123_456_789,
+        ]
+        .map(si);
+        assert_eq!(
+            shown.join(" "),
+            "0 99,999 0.10 M 1.00 M 9.99 M 10.0 M 123 M"
+        );
+        assert_eq!(
+            [999_499_999, 999_500_000, u64::MAX].map(si).join(" "),
+            "999 M 1.00 G 18.4 E"
+        );
+    }
+
+    #[test]
+    fn shaded_bars_fill_their_width() {
+        assert_eq!(shades(&[('a', 1), ('b', 1), ('c', 2)], 8), "aabbcccc");
+        assert_eq!(
+            shades(&[('a', 1), ('b', u64::MAX), ('c', 0)], 8),
+            "abbbbbbb"
+        );
+        assert_eq!(shades(&[('a', 1), ('b', 1), ('c', 1)], 8), "aabbcccc");
+        assert_eq!(shades(&[('a', 0)], 8), "");
     }
 
     #[test]

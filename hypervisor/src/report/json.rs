@@ -31,4 +31,21 @@ mod tests {
         profile.reasons.truncate(2);
         insta::assert_snapshot!(render(&profile));
     }
+
+    /// What the kernel ledger adds to it.
+    #[test]
+    fn schema_with_the_kernel_ledger() {
+        let mut profile = fixtures::histograms();
+        profile.milestones.truncate(1);
+        profile.vcpus.clear();
+        profile.reasons.truncate(2);
+        profile.histograms.truncate(2);
+        let total = &mut profile.total;
+        total.reasons.truncate(1);
+        total.codes.drain(1..total.codes.len() - 2);
+        total.asks.truncate(2);
+        total.emulated = fixtures::emulated().total.emulated;
+        total.emulated.truncate(1);
+        insta::assert_snapshot!(render(&profile));
+    }
 }

@@ -1,10 +1,15 @@
 //! Reports: each renders data, most of them a `&Profile`, and knows nothing else.
 
+mod accounts;
+mod asks;
 pub mod compare;
 pub mod csv;
+mod durations;
+mod emulated;
 mod format;
 pub mod json;
 pub mod layout;
+mod names;
 mod passes;
 pub mod runs;
 pub mod summary;

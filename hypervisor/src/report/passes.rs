@@ -33,6 +33,7 @@ pub(super) fn table(profile: &Profile) -> String {
             ("time", Right),
             ("exits", Right),
             ("change", Right),
+            ("fixed", Right),
             ("cycles", Right),
             ("change", Right),
             ("ended by", Left),
@@ -82,6 +83,7 @@ fn row(
         times.show(boot.end.nanos),
         count(exits),
         change(exits, exits_then, more),
+        super::accounts::fixed_or_none(profile, boot.total),
         count_or_none(cycles),
         change(cycles, cycles_then, signed_percent(grown)),
         ended(boot.end),
@@ -167,6 +169,18 @@ mod tests {
     fn one_boot_has_no_table() {
         assert_eq!(table(&fixtures::software()), "");
         assert_eq!(cost(&fixtures::software()), None);
+    }
+
+    #[test]
+    fn with_the_kernel_ledger() {
+        let mut profile = fixtures::ledger();
+        let mut pass = fixtures::reboots().reboots.remove(0);
+        pass.total = profile.total.clone();
+        let cpuid = pass.total.reasons.iter_mut().find(|r| r.reason == 10);
+        cpuid.unwrap().exits -= 7;
+        pass.total.total -= 7;
+        profile.reboots = vec![pass];
+        insta::assert_snapshot!(table(&profile));
     }
 
     #[test]

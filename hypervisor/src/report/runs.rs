@@ -38,6 +38,10 @@ pub fn render(profiles: &[Profile]) -> String {
     out.push('\n');
     out += &reasons(&runs, profiles);
     out.push('\n');
+    if runs.fixed.is_none() {
+        let why = "unknown: needs the kernel ledger in every run";
+        out += &labelled("fixed", INDENT, why);
+    }
     out += &labelled("cycles", INDENT, &range(&runs.cycles, ""));
     out += &varying(&runs, profiles);
     out
@@ -164,6 +168,14 @@ fn reasons(runs: &Runs, profiles: &[Profile]) -> String {
     }
     table.rule();
     table.row(row(String::new(), "total".to_owned(), &runs.total, 0));
+    if let Some(fixed) = &runs.fixed {
+        table.row(row(
+            String::new(),
+            "fixed: not time-driven".to_owned(),
+            fixed,
+            0,
+        ));
+    }
     if runs.own.max > 0 {
         table.row(row(
             String::new(),

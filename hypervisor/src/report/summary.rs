@@ -17,8 +17,11 @@ pub fn render(profile: &Profile) -> String {
         1 => " in the first of 2 boots".to_owned(),
         n => format!(" in the first of {} boots", count(n.saturating_add(1))),
     };
+    let fixed = profile.fixed(total).map_or_else(String::new, |fixed| {
+        format!(" (fixed {})", count(fixed.count()))
+    });
     clean(&format!(
-        "{}: {} exits{boot}{most}; {} of the profiler's own. `exitvisor profile` shows where.",
+        "{}: {} exits{fixed}{boot}{most}; {} of the profiler's own. `exitvisor profile` shows where.",
         profile.end.detail,
         count(total.guest_total()),
         count(total.own()),

@@ -19,7 +19,7 @@ enum Row {
 
 /// Rows under a head. A column without a single cell is left out.
 pub(crate) struct Table {
-    head: Vec<(&'static str, Side)>,
+    head: Vec<(String, Side)>,
     rows: Vec<Row>,
 }
 
@@ -27,9 +27,12 @@ const GAP: usize = 2;
 
 impl Table {
     /// A table with this head.
-    pub(crate) fn new(head: &[(&'static str, Side)]) -> Self {
+    pub(crate) fn new(head: &[(&str, Side)]) -> Self {
         Self {
-            head: head.to_vec(),
+            head: head
+                .iter()
+                .map(|&(name, side)| (name.to_owned(), side))
+                .collect(),
             rows: Vec::new(),
         }
     }
@@ -67,7 +70,7 @@ impl Table {
     /// Width of the table, the gaps included.
     pub(crate) fn width(&self) -> usize {
         let columns = (0..self.head.len()).filter(|&i| self.widest(i) > 0);
-        let widths = columns.map(|i| GAP + self.widest(i).max(width(self.head[i].0)));
+        let widths = columns.map(|i| GAP + self.widest(i).max(width(&self.head[i].0)));
         widths.sum::<usize>().saturating_sub(GAP)
     }
 
@@ -76,7 +79,7 @@ impl Table {
         let columns: Vec<(usize, usize)> = (0..self.head.len())
             .map(|i| (i, self.widest(i)))
             .filter(|&(_, widest)| widest > 0)
-            .map(|(i, widest)| (i, widest.max(width(self.head[i].0))))
+            .map(|(i, widest)| (i, widest.max(width(&self.head[i].0))))
             .collect();
         let line = |cell: &dyn Fn(usize) -> String| {
             let mut out = String::new();
@@ -95,7 +98,7 @@ impl Table {
             out
         };
         let rule = "─".repeat(self.width().min(WIDTH)) + "\n";
-        let mut out = line(&|i| self.head[i].0.to_owned());
+        let mut out = line(&|i| self.head[i].0.clone());
         out.push_str(&rule);
         for row in &self.rows {
             match row {

@@ -1,12 +1,14 @@
 //! The boot profile as a page of text: what the boot cost, where it jumped, and through what.
 
+use super::accounts;
+use super::durations::{self, Scale};
 use super::format::{
-    Clock, GLUE, NONE, WIDTH, bar, bytes, clean, count, count_or_none, fit, grouped, labelled,
-    percent, shade, width,
+    Clock, GLUE, NONE, WIDTH, bar, bytes, clean, count, count_or_none, fit, glued, grouped,
+    labelled, percent, shade, si, width,
 };
 use super::table::{Side, Table};
-use crate::profile::figures::{Cause, END, KERNEL_LEDGER, KVM_RUN, Part, Step, share};
-use crate::profile::{EndKind, GateFigures, KvmKind, Profile};
+use crate::profile::figures::{Cause, END, KVM_RUN, Part, Step, share};
+use crate::profile::{EndKind, GateFigures, KvmKind, Profile, SourceInfo};
 use Side::{Left, Right};
 
 /// Where the text behind a label begins.
@@ -25,6 +27,8 @@ pub fn render(profile: &Profile) -> String {
         milestones(profile),
         reasons(profile),
         notes(profile),
+        super::emulated::section(profile),
+        super::asks::table(profile),
         vcpus(profile),
         super::passes::table(profile),
         sightings(profile),
@@ -97,13 +101,15 @@ fn facts(profile: &Profile) -> String {
     if !profile.machine.cmdline.is_empty() {
         out += &labelled("cmdline", INDENT, &clean(&profile.machine.cmdline));
     }
-    let names = profile
-        .sources
-        .iter()
-        .map(|s| width(&clean(&s.name)).min(20));
+    let name = |source: &SourceInfo| {
+        let level = source.level.as_ref().filter(|_| source.available);
+        let level = level.map_or(String::new(), |l| format!(" ({l})"));
+        fit(&clean(&(source.name.clone() + &level)), 25)
+    };
+    let names = profile.sources.iter().map(|s| width(&name(s)));
     let widest = names.max().unwrap_or(0);
     for (i, source) in profile.sources.iter().enumerate() {
-        let name = fit(&clean(&source.name), 20);
+        let name = name(source);
         let mark = if source.available { '●' } else { '○' };
         let label = if i == 0 { "sources" } else { "" };
         let label = format!(
@@ -112,7 +118,9 @@ fn facts(profile: &Profile) -> String {
         );
         out += &labelled(&label, INDENT + widest + 4, &clean(&source.completeness));
     }
-    out += &labelled("accounts", INDENT, &accounts(profile));
+    out += &labelled("accounts", INDENT, &accounts::closing(profile));
+    out += &labelled("fixed", INDENT, &accounts::fixed(profile));
+    out += &accounts::time(profile, INDENT);
     if profile.gates != GateFigures::default() {
         out += &labelled("gates", INDENT, &gates(profile));
     }
@@ -172,40 +180,6 @@ fn warnings(profile: &Profile) -> String {
         .collect()
 }
 
-fn accounts(profile: &Profile) -> String {
-    let total = &profile.total;
-    let mut parts = vec![format!(
-        "{} of {} attributed",
-        count(total.attributed()),
-        plural(total.total, "exit", "exits")
-    )];
-    let residual = total.residual.saturating_add(total.own_residual);
-    if residual > 0 {
-        parts.push(format!(
-            "{} residual: {}",
-            count(residual),
-            profile.residual_meaning()
-        ));
-    } else if profile.counts_everything() {
-        parts.push("no residual".to_owned());
-    } else {
-        parts.push("what the kernel handled was not counted".to_owned());
-    }
-    if total.other > 0 {
-        parts.push(format!(
-            "{} other: KVM exits without a basic exit reason",
-            count(total.other)
-        ));
-    }
-    if total.own() > 0 {
-        parts.push(format!(
-            "{} of them the profiler's own (shown apart)",
-            count(total.own())
-        ));
-    }
-    parts.join(" · ")
-}
-
 /// A cause as it stands in running text: "12 HLT".
 fn cause(profile: &Profile, cause: Cause) -> String {
     match cause {
@@ -218,11 +192,6 @@ fn cause(profile: &Profile, cause: Cause) -> String {
 /// A cause and its exits: "12 HLT ×60".
 pub(super) fn times(profile: &Profile, part: &Part) -> String {
     format!("{} ×{}", cause(profile, part.cause), count(part.exits))
-}
-
-/// The same for a text that is broken into lines: not within an item.
-fn glued(item: &str) -> String {
-    item.replace(' ', &GLUE.to_string())
 }
 
 /// As many of the causes as fit, largest first: "12 HLT ×60, 30 I/O instruction ×41".
@@ -239,7 +208,7 @@ pub(super) fn mostly(profile: &Profile, parts: &[Part], room: usize) -> String {
     fit(&out, room)
 }
 
-fn step_name(profile: &Profile, step: &Step<'_>) -> String {
+pub(super) fn step_name(profile: &Profile, step: &Step<'_>) -> String {
     match step.milestone {
         None if profile.first_end().cut_short => "(cut short)".to_owned(),
         None => END.to_owned(),
@@ -302,14 +271,29 @@ fn milestones(profile: &Profile) -> String {
 }
 
 fn reasons(profile: &Profile) -> String {
+    if profile.total.ranking().is_empty() && profile.total.own() == 0 {
+        return String::new();
+    }
+    let table = |room| reasons_within(profile, room);
+    // Sparklines get what the other columns leave free.
+    let free = (WIDTH + 4).saturating_sub(table(4).width());
+    table(free.max(4)).render()
+}
+
+/// The table of reasons. With histograms, sparklines (of so many characters at most) stand for the
+/// bars, and percentiles for the shortest exit; cycles are rounded, for the room that takes.
+fn reasons_within(profile: &Profile, room: usize) -> Table {
     let total = &profile.total;
     let (whole, cycles) = (total.whole(), u128::from(total.guest_cycles()));
     let ranking = total.ranking();
     let most = ranking.first().map_or(0, |p| p.exits);
-    if ranking.is_empty() && total.own() == 0 {
-        return String::new();
-    }
     let footnotes = Footnotes::of(profile);
+    let scale = Scale::of(profile, room);
+    let ends = scale.map(Scale::ends).unwrap_or_default();
+    let (least, p50, p99) = match scale {
+        Some(_) => ("", "p50", "p99"),
+        None => ("min", "", ""),
+    };
     let mut table = Table::new(&[
         ("", Right),
         ("reason", Left),
@@ -318,23 +302,47 @@ fn reasons(profile: &Profile) -> String {
         ("share", Right),
         ("cycles", Right),
         ("share", Right),
-        ("min", Right),
+        (least, Right),
         ("mean", Right),
         ("max", Right),
-        ("", Left),
+        (p50, Right),
+        (p99, Right),
+        (&fit(&ends, room), Left),
     ]);
+    let amount = |cycles: u64| match scale {
+        Some(_) => si(cycles),
+        None => count(cycles),
+    };
     for part in &ranking {
-        let account = match part.cause {
-            Cause::Reason(n) => total.reason(n),
-            _ => None,
+        let (account, histogram) = match part.cause {
+            Cause::Reason(n) => (total.reason(n), profile.histogram(n)),
+            _ => (None, None),
         };
         let (number, name) = match part.cause {
             Cause::Reason(n) => (n.to_string(), fit(&clean(profile.reason_name(n)), NAME)),
             other => (String::new(), cause(profile, other)),
         };
         let times = account.and_then(|a| a.times());
-        let time = |of: fn((u64, u64, u64)) -> u64| times.map(of).map_or(NONE.to_owned(), count);
+        let time = |of: fn((u64, u64, u64)) -> u64| times.map(of).map_or(NONE.to_owned(), amount);
         let spent = times.and(account).map(|a| a.guest_cycles());
+        let percentile = |n| durations::range(histogram, n);
+        let (min, p50, p99, picture) = match scale {
+            Some(scale) => (
+                String::new(),
+                percentile(50),
+                percentile(99),
+                histogram.map(|h| scale.draw(h)).unwrap_or_default(),
+            ),
+            None => (
+                time(|t| t.0),
+                String::new(),
+                String::new(),
+                match part.cause {
+                    Cause::Residual => shade(part.exits, most, BAR),
+                    _ => bar(part.exits, most, BAR),
+                },
+            ),
+        };
         table.row(vec![
             number,
             name,
@@ -343,22 +351,21 @@ fn reasons(profile: &Profile) -> String {
                 .map(|a| footnotes.mark(&a.source))
                 .unwrap_or_default(),
             percent(share(part.exits, whole)),
-            spent.map_or(NONE.to_owned(), count),
+            spent.map_or(NONE.to_owned(), amount),
             percent(spent.and_then(|c| share(c, cycles))),
-            time(|t| t.0),
+            min,
             time(|t| t.1),
             time(|t| t.2),
-            match part.cause {
-                Cause::Residual => shade(part.exits, most, BAR),
-                _ => bar(part.exits, most, BAR),
-            },
+            p50,
+            p99,
+            picture,
         ]);
     }
     table.rule();
     let timed = total.guest_timed() > 0;
     let sum = |exits, cycles, timed| {
         let cycles = if timed {
-            count(cycles)
+            amount(cycles)
         } else {
             NONE.to_owned()
         };
@@ -389,7 +396,7 @@ fn reasons(profile: &Profile) -> String {
             table.row(row);
         }
     }
-    table.render()
+    table
 }
 
 /// How the figures came about.
@@ -397,10 +404,6 @@ fn notes(profile: &Profile) -> String {
     let mut out = Footnotes::of(profile).render();
     let (timed, exits) = (profile.total.guest_timed(), profile.total.guest_total());
     if timed > 0 {
-        let from = match profile.has_source(KERNEL_LEDGER) {
-            true => "TSC, from the exit to the next entry (kernel ledger)",
-            false => "TSC, from KVM_RUN's return to the next entry",
-        };
         let how_many = match timed >= exits {
             true => "every exit is timed".to_owned(),
             false => format!(
@@ -409,9 +412,20 @@ fn notes(profile: &Profile) -> String {
                 plural(exits, "exit", "exits")
             ),
         };
-        out += &labelled("cycles", INDENT, &format!("{from} · {how_many}"));
+        let line = format!("{} · {how_many}", accounts::span(profile));
+        out += &labelled("cycles", INDENT, &line);
     }
-    out
+    if let Some(scale) = Scale::of(profile, WIDTH) {
+        let mut line = scale.explained();
+        if profile.total.own() > 0 {
+            line += ", own included";
+        }
+        out += &labelled("durations", INDENT, &line);
+    }
+    match accounts::codes(&profile.total) {
+        codes if codes.is_empty() => out,
+        codes => out + &labelled("exit codes", INDENT, &codes),
+    }
 }
 
 /// Who counted what: one mark per source other than KVM_RUN; no marks if all is from one source.
@@ -575,6 +589,9 @@ fn how_many(profile: &Profile) -> String {
     if profile.first_end().cut_short {
         answer += " until it was cut short";
     }
+    if let Some(fixed) = profile.fixed(total).filter(|f| f.time_driven() > 0) {
+        answer += &format!(" ({} without what time drives)", grouped(fixed.count()));
+    }
     match total.own() {
         0 => {}
         own => answer += &format!(", and {} of the profiler's own", grouped(own)),
@@ -670,6 +687,21 @@ mod tests {
     #[test]
     fn with_the_kernel_ledger() {
         insta::assert_snapshot!(render(&fixtures::ledger()));
+    }
+
+    #[test]
+    fn with_histograms() {
+        insta::assert_snapshot!(render(&fixtures::histograms()));
+    }
+
+    #[test]
+    fn on_intel_counts_only() {
+        insta::assert_snapshot!(render(&fixtures::intel()));
+    }
+
+    #[test]
+    fn with_emulated_events() {
+        insta::assert_snapshot!(render(&fixtures::emulated()));
     }
 
     #[test]

@@ -121,13 +121,15 @@ impl Machine for Bochs {
         link(VGA_BIOS, &self.tree.path("usr/share/vgabios/vgabios.bin"))?;
         link(CONSOLE, start.console)?;
 
-        let mut command: Command = self.tree.command("usr/bin/bochs-bin");
+        let libraries = self.tree.path("usr/lib/x86_64-linux-gnu");
+        let mut command = self.tree.command("usr/bin/bochs-bin");
         command
             .current_dir(start.folder)
-            .env(
-                "LTDL_LIBRARY_PATH",
-                self.tree.path("usr/lib/x86_64-linux-gnu/bochs/plugins"),
-            )
+            // Nothing of the host's: no locale, no converters of characters, no plugins.
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("GCONV_PATH", libraries.join("gconv"))
+            .env("LTDL_LIBRARY_PATH", libraries.join("bochs/plugins"))
             .args(["-q", "-f", CONFIGURATION, "-rc", COMMANDS, "-log", LOG])
             .args(start.extra);
         prepare(&mut command)?;

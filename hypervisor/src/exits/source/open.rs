@@ -13,6 +13,7 @@ use super::{Source, SourceKind};
 use crate::exits::books::VcpuBook;
 use crate::exits::ledger::Ledger;
 use crate::exits::rate::Rate;
+use crate::profile::figures::EMULATED_EVENTS;
 use crate::profile::{KvmKind, SourceInfo};
 
 /// What is wanted of the kernel-side ledger.
@@ -78,7 +79,10 @@ impl KernelSide {
         };
         Self {
             info: SourceInfo {
-                name,
+                name: match ledger.is_emulated() {
+                    true => EMULATED_EVENTS.to_owned(),
+                    false => name,
+                },
                 available: true,
                 completeness,
                 level: (!ledger.is_emulated()).then(|| level.to_string()),

@@ -37,6 +37,12 @@ pub(super) fn field(format: &str, name: &str, sizes: &[usize]) -> Result<Field, 
     Ok(field)
 }
 
+/// The names of the fields that other tracepoints do not share.
+pub(super) fn own_fields(format: &str) -> impl Iterator<Item = &str> {
+    let names = format.lines().filter_map(parse).map(|(name, _)| name);
+    names.filter(|name| !name.starts_with("common_"))
+}
+
 /// Takes apart a line: `field:TYPE NAME; offset:N; size:N; signed:N;`, with tabs between.
 fn parse(line: &str) -> Option<(&str, Field)> {
     let mut parts = line.trim().split(';').map(str::trim);
@@ -77,6 +83,12 @@ print fmt: \"field:%u\", REC->exit_reason
             field(FORMAT, "comm", &[16]),
             Err("has its field `comm` at offset 40".into())
         );
+    }
+
+    #[test]
+    fn own_fields_come_in_order() {
+        let names: Vec<_> = own_fields(FORMAT).collect();
+        assert_eq!(names, ["exit_reason", "info1", "comm", "name", "far"]);
     }
 
     #[test]

@@ -10,8 +10,9 @@ use super::asks::{self, AskKind};
 use super::asm::{Asm, Insn, Map, MapFds};
 use super::bpf::{ArrayMap, Kind, Program};
 use super::error::KernelLedgerError as Error;
+use super::format::Field;
 use super::layout::{self, Sizes, header, row};
-use super::programs::{self, AskOf, ExitFields, RowOf, Vm};
+use super::programs::{self, ExitFields, Vm};
 use super::slots::SLOTS;
 use super::tracefs::Tracefs;
 use super::{Attached, KernelLedger, Level, Options};
@@ -192,68 +193,98 @@ fn hardware(tracefs: &Tracefs, vm: &Vm, kvm: KvmKind, level: Level) -> Result<Ve
     Ok(plans)
 }
 
-/// The emulated events that are counted, each as the reason that hardware would give it; kvm_msr's
-/// reads as 31, its writes as 32.
+/// The emulated events that are counted, each as the reason that hardware would give it: a read,
+/// and a write.
 ///
 /// Not among them, by experiment on a software KVM of Linux 6.18: kvm_cr never fires, however often
 /// CR0 is written; kvm_vcpu_wakeup misses each HLT that need not wait, and KVM's statistic
 /// `halt_exits` has them all; kvm_apic_accept_irq and kvm_inj_exception tell what the guest is
 /// given, for which hardware needs no exit.
-const EMULATED: [(&str, Reason); 5] = [
-    ("kvm_cpuid", Reason::CPUID),
-    ("kvm_hypercall", Reason::VMCALL),
-    ("kvm_pio", Reason::IO),
-    ("kvm_msr", Reason::RDMSR),
-    ("kvm_mmio", Reason::EPT_MISCONFIG),
+const EMULATED: [(&str, Reason, Reason); 5] = [
+    ("kvm_cpuid", Reason::CPUID, Reason::CPUID),
+    ("kvm_hypercall", Reason::VMCALL, Reason::VMCALL),
+    ("kvm_pio", Reason::IO, Reason::IO),
+    ("kvm_msr", Reason::RDMSR, Reason::WRMSR),
+    ("kvm_mmio", Reason::EPT_MISCONFIG, Reason::EPT_MISCONFIG),
 ];
 
 /// Whether emulated events of this reason are counted.
 pub(super) fn is_emulated_for(reason: Reason) -> bool {
-    reason == Reason::WRMSR || EMULATED.iter().any(|&(_, counted)| counted == reason)
+    EMULATED
+        .iter()
+        .any(|&(_, read, write)| [read, write].contains(&reason))
 }
 
 /// What counts a software KVM's emulated events.
 fn emulated(tracefs: &Tracefs, vm: &Vm) -> Result<Vec<Plan>, Error> {
     EMULATED
         .into_iter()
-        .map(|(name, reason)| traced(tracefs, vm, name, Some(reason.index())))
+        .map(|(name, read, write)| traced(tracefs, vm, name, Some((read, write))))
         .collect()
 }
 
-/// A program on one of KVM's other tracepoints: counts it as an exit if it has a slot, and keeps
+/// A program on one of KVM's other tracepoints: counts it as an exit if it has reasons, and keeps
 /// what was asked for.
+///
+/// kvm_msr and kvm_pio are attached raw, which costs less than half: their arguments are their fields, in
+/// the same order, and a kernel where they are not has it noticed by the direction.
 fn traced(
     tracefs: &Tracefs,
     vm: &Vm,
     name: &'static str,
-    slot: Option<usize>,
+    reasons: Option<(Reason, Reason)>,
 ) -> Result<Plan, Error> {
     let event = tracefs.event(name)?;
     let word = |field| event.field(field, &[4]);
-    let ask = match name {
-        "kvm_msr" => Some((
-            AskOf::Direction(word("write")?, AskKind::MsrRead),
-            word("ecx")?,
-        )),
-        "kvm_pio" => Some((
-            AskOf::Direction(word("rw")?, AskKind::PortIn),
-            word("port")?,
-        )),
-        "kvm_cpuid" => Some((AskOf::Kind(AskKind::CpuidLeaf), word("function")?)),
-        _ => None,
+    let argument = |n: usize, size| Field {
+        offset: n * 8,
+        size,
     };
-    let row = match (name, slot) {
-        (_, None) => None,
-        ("kvm_msr", Some(slot)) => Some(RowOf::Direction(word("write")?, slot)),
-        // A read that leaves for user space is traced then (type 0), and when it is answered (1);
-        // one that KVM answers itself, once (1).
-        ("kvm_mmio", Some(slot)) => Some(RowOf::Unless(word("type")?, 0, slot)),
-        (_, Some(slot)) => Some(RowOf::Slot(slot)),
+    let does = |direction, index, first| programs::Event {
+        direction: Some(direction),
+        reasons,
+        ask: Some((first, index)),
+        unless: None,
+    };
+    let (place, does) = match name {
+        "kvm_msr" if event.starts_with(&["write", "ecx"]) => (
+            Place::Raw(c"kvm_msr"),
+            does(argument(0, 8), argument(1, 4), AskKind::MsrRead),
+        ),
+        "kvm_msr" => (
+            Place::Tracepoint(event.id),
+            does(word("write")?, word("ecx")?, AskKind::MsrRead),
+        ),
+        "kvm_pio" if event.starts_with(&["rw", "port"]) => (
+            Place::Raw(c"kvm_pio"),
+            does(argument(0, 8), argument(1, 4), AskKind::PortIn),
+        ),
+        "kvm_pio" => (
+            Place::Tracepoint(event.id),
+            does(word("rw")?, word("port")?, AskKind::PortIn),
+        ),
+        _ => {
+            let does = programs::Event {
+                reasons,
+                ask: match name {
+                    "kvm_cpuid" => Some((AskKind::CpuidLeaf, word("function")?)),
+                    _ => None,
+                },
+                // A read that leaves for user space is traced then (type 0), and when it is
+                // answered (1); one that KVM answers itself, once (1).
+                unless: match name {
+                    "kvm_mmio" => Some((word("type")?, 0)),
+                    _ => None,
+                },
+                direction: None,
+            };
+            (Place::Tracepoint(event.id), does)
+        }
     };
     Ok(Plan {
         event: name,
-        place: Place::Tracepoint(event.id),
-        asm: programs::event(vm, &programs::Event { row, ask }),
+        place,
+        asm: programs::event(vm, &does),
     })
 }
 

@@ -4,6 +4,8 @@
 //! what is rare stands behind the result. A vCPU runs one program at a time, on one CPU: its
 //! memory has one writer, so that plain additions are exact.
 
+use exit_abi::reason::Reason;
+
 use super::Level;
 use super::asks::AskKind;
 use super::asm::{Asm, Helper, If, Label, Map, Op, Reg, Width};
@@ -355,49 +357,52 @@ pub(super) fn bucket(asm: &mut Asm, vm: &Vm) {
     asm.place(done);
 }
 
-/// Where an ask's kind comes from.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum AskOf {
-    /// It is always this.
-    Kind(AskKind),
-    /// By a field: 0 the first, 1 the second, whose code is one higher.
-    Direction(Field, AskKind),
-}
-
-/// Which row an emulated event is counted in.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum RowOf {
-    /// Always this slot's.
-    Slot(usize),
-    /// By a field: 0 this slot's, 1 the next one's.
-    Direction(Field, usize),
-    /// This slot's, unless a field has this value: then the event is not counted at all.
-    Unless(Field, u64, usize),
-}
-
 /// What a program on another tracepoint of KVM's does.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Event {
-    /// Counts it as an exit.
-    pub(super) row: Option<RowOf>,
-    /// Keeps what was asked for: of which kind, and the field that tells which one.
-    pub(super) ask: Option<(AskOf, Field)>,
+    /// A field that is 0 for a read and 1 for a write. A write's kind follows the read's.
+    pub(super) direction: Option<Field>,
+    /// Events whose field has this value are passed over.
+    pub(super) unless: Option<(Field, u64)>,
+    /// The reasons whose slots count it as an exit: of a read, and (not a lower one) of a write.
+    pub(super) reasons: Option<(Reason, Reason)>,
+    /// What was asked for: of which kind, and the field that tells which one.
+    pub(super) ask: Option<(AskKind, Field)>,
 }
 
 /// On a tracepoint that a vCPU's own thread passes.
 pub(super) fn event(vm: &Vm, event: &Event) -> Asm {
     let mut asm = Asm::new();
-    let (out, foreign) = (asm.label(), asm.label());
+    let (out, foreign, stray) = (asm.label(), asm.label(), asm.label());
     asm.op(Op::Move, R6, R1);
     asm.call(Helper::GetCurrentPidTgid);
     thread_place(&mut asm, vm);
     asm.load(Width::D, R1, R2, thread::ID);
     asm.jump_if(If::NotEq, R1, R0, foreign);
-    if let Some(of) = event.row {
-        count_row(&mut asm, vm, of, out);
+    if let Some((field, value)) = event.unless {
+        load_field(&mut asm, R1, field);
+        asm.jump_if_imm(If::Eq, R1, value, out);
     }
-    if let Some((of, index)) = event.ask {
-        ask(&mut asm, vm, of, index);
+    // R4 = the direction
+    if let Some(direction) = event.direction {
+        load_field(&mut asm, R4, direction);
+        // Were it something else, the event would not be what it is taken for.
+        asm.jump_if_imm(If::Above, R4, 1, stray);
+    } else {
+        asm.op_imm(Op::Move, R4, 0);
+    }
+    if let Some((read, write)) = event.reasons {
+        let [read, write] = [read, write].map(|reason| reason.index() << layout::ROW_SHIFT);
+        record_of_thread(&mut asm, vm, R3);
+        if write > read {
+            asm.op(Op::Move, R1, R4);
+            asm.op_imm(Op::Mul, R1, (write - read) as u64);
+            asm.op(Op::Add, R3, R1);
+        }
+        asm.increment(R3, read + row::EXITS, R1);
+    }
+    if let Some((first, index)) = event.ask {
+        ask(&mut asm, vm, first, index);
     }
     asm.place(out);
     asm.finish_with(0);
@@ -405,33 +410,14 @@ pub(super) fn event(vm: &Vm, event: &Event) -> Asm {
     asm.place(foreign);
     asm.op_imm(Op::ShiftRight, R0, 32);
     asm.jump_if_imm(If::NotEq, R0, vm.tgid.into(), out);
+    asm.place(stray);
     count_stray(&mut asm, vm);
     asm.jump(out);
     asm
 }
 
-/// Counts the event in its row; `R2` is the thread's place, and stays so.
-fn count_row(asm: &mut Asm, vm: &Vm, of: RowOf, out: Label) {
-    let slot = match of {
-        RowOf::Slot(slot) | RowOf::Direction(_, slot) => slot,
-        RowOf::Unless(field, value, slot) => {
-            load_field(asm, R1, field);
-            asm.jump_if_imm(If::Eq, R1, value, out);
-            slot
-        }
-    };
-    record_of_thread(asm, vm, R3);
-    if let RowOf::Direction(field, _) = of {
-        load_field(asm, R1, field);
-        asm.op_imm(Op::And, R1, 1);
-        asm.op_imm(Op::ShiftLeft, R1, layout::ROW_SHIFT.into());
-        asm.op(Op::Add, R3, R1);
-    }
-    asm.increment(R3, (slot << layout::ROW_SHIFT) + row::EXITS, R1);
-}
-
-/// Counts what was asked for; `R2` is the thread's place.
-fn ask(asm: &mut Asm, vm: &Vm, of: AskOf, index: Field) {
+/// Counts what was asked for; `R2` is the thread's place, `R4` the direction.
+fn ask(asm: &mut Asm, vm: &Vm, first: AskKind, index: Field) {
     // R3 = the vCPU's block
     asm.load(Width::W, R2, R2, thread::VCPU);
     asm.op_imm(Op::And, R2, vm.vcpu_mask());
@@ -439,18 +425,9 @@ fn ask(asm: &mut Asm, vm: &Vm, of: AskOf, index: Field) {
     asm.map_value(R3, Map::Asks, 0);
     asm.op(Op::Add, R3, R2);
 
-    // R4 = the kind's code, R1 = the index
-    match of {
-        AskOf::Kind(kind) => asm.op_imm(Op::Move, R4, layout::ask_code(kind)),
-        AskOf::Direction(field, first) => {
-            load_field(asm, R4, field);
-            asm.op_imm(Op::And, R4, 1);
-            asm.op_imm(Op::Add, R4, layout::ask_code(first));
-        }
-    }
+    // R4 = the kind's code, R5 = the key's home, as `layout::ask_home` has it
+    asm.op_imm(Op::Add, R4, layout::ask_code(first));
     load_field(asm, R1, index);
-
-    // R5 = its home, as `layout::ask_home` has it
     asm.op(Op::Move, R5, R1);
     asm.op_imm(Op::ShiftLeft, R5, 3);
     asm.op(Op::Add, R5, R4);
@@ -460,7 +437,7 @@ fn ask(asm: &mut Asm, vm: &Vm, of: AskOf, index: Field) {
     asm.op_imm(Op::ShiftLeft, R5, layout::ASK_SHIFT.into());
     asm.op(Op::Add, R5, R3);
 
-    // R1 = its key
+    // R1 = the key
     asm.op(Op::Move, R2, R4);
     asm.op_imm(Op::ShiftLeft, R2, layout::ASK_KIND_SHIFT.into());
     asm.op(Op::Or, R1, R2);

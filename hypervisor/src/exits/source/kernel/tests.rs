@@ -4,13 +4,15 @@
 use std::io::Write;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
+use exit_abi::reason::Reason;
+
 use super::asks::{self, Ask, AskKind, TimeDriven};
 use super::asm::{Asm, Map, MapFds, Reg, Width};
 use super::bpf::{ArrayMap, Kind, Mapping, Program};
 use super::disasm::{FDS, disassemble};
 use super::format::Field;
 use super::layout::{self, Sizes, header, mark, row, thread};
-use super::programs::{self, AskOf, Event, ExitFields, RowOf, Vm, enlisting};
+use super::programs::{self, Event, ExitFields, Vm, enlisting};
 use super::slots::{self, OTHER, SLOTS};
 use super::{BUCKETS, Level, open};
 use crate::profile::KvmKind;
@@ -25,28 +27,34 @@ const EXIT: ExitFields = ExitFields {
     exit_reason: field(8, 4),
     info1: field(32, 8),
 };
+/// kvm_msr's arguments.
 const MSR: Event = Event {
-    row: None,
-    ask: Some((
-        AskOf::Direction(field(8, 4), AskKind::MsrRead),
-        field(12, 4),
-    )),
-};
-const EMULATED_PIO: Event = Event {
-    row: Some(RowOf::Slot(30)),
-    ask: Some((AskOf::Direction(field(8, 4), AskKind::PortIn), field(12, 4))),
+    direction: Some(field(0, 8)),
+    unless: None,
+    reasons: None,
+    ask: Some((AskKind::MsrRead, field(8, 4))),
 };
 const EMULATED_MSR: Event = Event {
-    row: Some(RowOf::Direction(field(8, 4), 31)),
-    ask: MSR.ask,
+    reasons: Some((Reason::RDMSR, Reason::WRMSR)),
+    ..MSR
 };
+const EMULATED_PIO: Event = Event {
+    reasons: Some((Reason::IO, Reason::IO)),
+    ask: Some((AskKind::PortIn, field(8, 4))),
+    ..MSR
+};
+/// kvm_mmio's and kvm_cpuid's records.
 const EMULATED_MMIO: Event = Event {
-    row: Some(RowOf::Unless(field(8, 4), 0, 49)),
+    direction: None,
+    unless: Some((field(8, 4), 0)),
+    reasons: Some((Reason::EPT_MISCONFIG, Reason::EPT_MISCONFIG)),
     ask: None,
 };
 const EMULATED_CPUID: Event = Event {
-    row: Some(RowOf::Slot(10)),
-    ask: Some((AskOf::Kind(AskKind::CpuidLeaf), field(8, 4))),
+    direction: None,
+    unless: None,
+    reasons: Some((Reason::CPUID, Reason::CPUID)),
+    ask: Some((AskKind::CpuidLeaf, field(8, 4))),
 };
 
 fn vm(tgid: u32, vcpus: u32) -> Vm {
@@ -456,9 +464,9 @@ fn asks_are_counted_each_by_its_index() {
         return;
     };
     let msr = rig.load(programs::event(&rig.vm, &MSR));
-    let record = |write: u64, ecx: u32| [0, write | u64::from(ecx) << 32];
+    let arguments = |write: u64, ecx: u32| [write, ecx.into()];
     // Not enlisted: ours all the same, so it is not passed over in silence.
-    msr.run(&record(1, 0x6E0)).unwrap();
+    msr.run(&arguments(1, 0x6E0)).unwrap();
     assert_eq!((rig.stray(), asks::collect(rig.block(1)).len()), (1, 0));
     assert_eq!(rig.enlist(1, enlisting::ENLIST), enlisting::DONE);
     for (write, ecx, times) in [
@@ -468,7 +476,7 @@ fn asks_are_counted_each_by_its_index() {
         (0, 0xC000_0080, 1),
     ] {
         for _ in 0..times {
-            msr.run(&record(write, ecx)).unwrap();
+            msr.run(&arguments(write, ecx)).unwrap();
         }
     }
     let ask = |kind, index, count| Ask {
@@ -488,10 +496,10 @@ fn asks_are_counted_each_by_its_index() {
     // More than there is room for: counted, by kind; what is in the table goes on exactly.
     let pio = rig.load(programs::event(&rig.vm, &EMULATED_PIO));
     for port in 0..4000_u32 {
-        pio.run(&record(1, port)).unwrap();
+        pio.run(&arguments(1, port)).unwrap();
     }
-    pio.run(&record(1, 0x40)).unwrap();
-    msr.run(&record(1, 0x6E0)).unwrap();
+    pio.run(&arguments(1, 0x40)).unwrap();
+    msr.run(&arguments(1, 0x6E0)).unwrap();
     let found = asks::collect(rig.block(1));
     let out = found.iter().filter(|ask| ask.kind == AskKind::PortOut);
     assert_eq!(out.map(|ask| ask.count).sum::<u64>(), 4001);
@@ -521,9 +529,12 @@ fn emulated_events_are_counted_as_their_reasons() {
         load(&EMULATED_CPUID),
     );
     for _ in 0..3 {
-        msr.run(&[0, 1 | 0x1B << 32]).unwrap();
+        msr.run(&[1, 0x1B]).unwrap();
     }
-    msr.run(&[0, 0x1B << 32]).unwrap();
+    msr.run(&[0, 0x1B]).unwrap();
+    // Not what kvm_msr is taken for: a pointer, say.
+    msr.run(&[0xFFFF_8880_0000_0001, 0x1B]).unwrap();
+    assert_eq!(rig.stray(), 1);
     for kind in [0, 1, 2, 0, 1] {
         mmio.run(&[0, kind]).unwrap();
     }

@@ -32,6 +32,13 @@ pub(super) struct Event {
 }
 
 impl Event {
+    /// Whether its own fields begin with these, in this order.
+    pub(super) fn starts_with(&self, names: &[&str]) -> bool {
+        format::own_fields(&self.format)
+            .take(names.len())
+            .eq(names.iter().copied())
+    }
+
     /// Where a field lies; its size must be one of `sizes`.
     pub(super) fn field(&self, name: &str, sizes: &[usize]) -> Result<Field, Error> {
         format::field(&self.format, name, sizes).map_err(|what| Error::Format {
@@ -187,6 +194,8 @@ mod tests {
         let event = event.event("kvm_exit").unwrap();
         assert_eq!(event.id, 103);
         assert_eq!(event.field("vcpu_id", &[4]).unwrap().offset, 56);
+        assert!(event.starts_with(&["vcpu_id"]));
+        assert!(!event.starts_with(&["vcpu_id", "rip"]));
         let message = event.field("info1", &[8]).unwrap_err().to_string();
         assert!(
             message.contains("/events/kvm/kvm_exit/format has no field `info1`"),
