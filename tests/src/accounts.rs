@@ -8,16 +8,18 @@ use exitvisor::profile::{Accounts, Histogram, KvmKind, Profile};
 /// preemption timer.
 pub const TIME_DRIVEN: [u8; 3] = [1, 7, 52];
 
+/// The name of the source that knows every exit.
+pub const KERNEL: &str = "kernel ledger";
+
 /// Whether KVM traced every exit of this run to the kernel ledger.
 pub fn has_ledger(profile: &Profile) -> bool {
     let mut sources = profile.sources.iter();
-    profile.host.kvm != KvmKind::Software
-        && sources.any(|s| s.name == "kernel ledger" && s.available)
+    profile.host.kvm != KvmKind::Software && sources.any(|s| s.name == KERNEL && s.available)
 }
 
 /// How much the ledger kept; `None` where there is none.
 pub fn level(profile: &Profile) -> Option<&str> {
-    let source = profile.sources.iter().find(|s| s.name == "kernel ledger")?;
+    let source = profile.sources.iter().find(|s| s.name == KERNEL)?;
     source.level.as_deref()
 }
 
@@ -103,7 +105,7 @@ fn check_sums(accounts: &Accounts, what: &str, passes: bool) {
         "{what}: codes and reasons tell the same"
     );
     for r in &accounts.reasons {
-        assert_eq!(r.source, "kernel ledger", "{what}: reason {}", r.reason);
+        assert_eq!(r.source, KERNEL, "{what}: reason {}", r.reason);
     }
 }
 

@@ -284,7 +284,7 @@ pub fn no_ledger() -> Option<&'static str> {
         if accounts::has_ledger(&profile) {
             return None;
         }
-        let source = profile.sources.iter().find(|s| s.name == "kernel ledger");
+        let source = profile.sources.iter().find(|s| s.name == accounts::KERNEL);
         Some(
             source
                 .map_or("no kernel ledger", |s| &s.completeness)

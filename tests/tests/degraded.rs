@@ -231,6 +231,9 @@ fn in_a_pid_namespace_nothing_is_different() {
     drop(witness);
 }
 
+/// What becomes of a field's offset and size; `None`: the field goes.
+type Edit = dyn Fn(u64, u64) -> Option<(u64, u64)>;
+
 /// A tracefs of plain files: what the ledger reads of the real one.
 struct Fake {
     folder: TempDir,
@@ -262,7 +265,7 @@ impl Fake {
     }
 
     /// Rewrites a field's line in an event's format: its offset and size become these.
-    fn edit(&self, event: &str, field: &str, edit: impl Fn(u64, u64) -> Option<(u64, u64)>) {
+    fn edit(&self, event: &str, field: &str, edit: &Edit) {
         let path = self.file(event, "format");
         let format = fs::read_to_string(&path).unwrap();
         let number = |line: &str, key: &str| {
@@ -322,7 +325,7 @@ fn fields_that_are_missing_or_impossible_are_refused() {
         ("kvm_pio", "port"),
     ];
     for (event, field) in fields {
-        let fake = |edit: &dyn Fn(u64, u64) -> Option<(u64, u64)>| {
+        let fake = |edit: &Edit| {
             let fake = Fake::copy()?;
             fake.edit(event, field, edit);
             Some(fake.run())
@@ -333,7 +336,7 @@ fn fields_that_are_missing_or_impossible_are_refused() {
         let path = format!("/events/kvm/{event}/format ");
         let named = [path.as_str(), &format!("`{field}`")];
         check_poorer(missing, &[named[0], named[1], "has no field"]);
-        let edits: [&dyn Fn(u64, u64) -> Option<(u64, u64)>; 4] = [
+        let edits: [&Edit; 4] = [
             // A size that no number has, one that lies across others, one behind any record.
             &|offset, _| Some((offset, 3)),
             &|offset, size| Some((offset + 1, size)),

@@ -8,8 +8,8 @@ use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use black_box::code::{
-    GREETING, asking, asking_once, flooding, halted, hello, spinning, spinning_silently,
-    triple_fault,
+    GREETING, asking, asking_once, flooding, halted, hello, spinning, spinning_deaf,
+    spinning_silently, triple_fault,
 };
 use black_box::elf::Elf;
 use black_box::{Live, Run, arg, command, kvm, needs_kvm, start};
@@ -157,11 +157,12 @@ fn a_stopped_run_goes_on() {
 fn time_limits_name_what_the_guest_did() {
     needs_kvm!("time_limits_name_what_the_guest_did");
     for (elf, did) in [
+        (spinning_silently(), "running at rip 0x100001"),
+        (spinning(), "running at rip 0x10000b"),
         (
-            spinning_silently(),
-            "running with interrupts off at rip 0x100000",
+            spinning_deaf(),
+            "running with interrupts off at rip 0x10000a",
         ),
-        (spinning(), "running with interrupts off at rip 0x10000a"),
         (halted(), "halted with interrupts off at rip 0x10000b"),
     ] {
         let options = [&JSON[..], &["--timeout", "300ms"]].concat();
