@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use black_box::accounts::{at, grown, of_guest};
 use black_box::witness::{Registrar, Threads, witnessed};
-use black_box::{Live, arg, guest, host_cpus, lab, needs_ledger, skip, witness};
+use black_box::{Live, arg, guest, host_cpus, needs_ledger, skip, witness};
 use exitvisor::profile::Profile;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -26,19 +26,6 @@ fn command(cmdline: &str, more: &[&str]) -> Command {
     let kernel = ["--kernel", arg(&kernel), "--cmdline", cmdline];
     let all: Vec<&str> = fixed.iter().chain(&kernel).chain(more).copied().collect();
     black_box::command(&all)
-}
-
-/// Whether guests whose CPUs wait for each other get on here: Bochs emulates one CPU, and a guest
-/// that spins with interrupts off holds it.
-fn has_smp(name: &str) -> bool {
-    let has = lab().as_deref() != Some("intel");
-    if !has {
-        skip(
-            name,
-            "the Intel lab's CPU is not taken from a vCPU that spins",
-        );
-    }
-    has
 }
 
 #[test]
@@ -78,9 +65,6 @@ fn two_vms_at_once_count_their_own() {
 fn an_smp_vm_beside_another_counts_its_own() {
     let name = "an_smp_vm_beside_another_counts_its_own";
     needs_ledger!("an_smp_vm_beside_another_counts_its_own");
-    if !has_smp(name) {
-        return;
-    }
     let witness = witness(name);
     let smp = boot("cpus=4 workload=cpuid:2000 log=off", &["--cpus", "4"]);
     let other = boot("workload=cpuid:1000,pio:1000 log=off", &[]);
@@ -175,9 +159,6 @@ fn an_smp_vm_whose_threads_migrate_loses_no_exit() {
     if host_cpus() < 2 {
         return skip(name, "there is one CPU");
     }
-    if !has_smp(name) {
-        return;
-    }
     let vm = boot("cpus=4 workload=cpuid:20000 log=off", &["--cpus", "4"]);
     let (profile, moves) = finish_migrating(vm);
     check_smp(&profile, 4, 20_000);
@@ -188,9 +169,6 @@ fn an_smp_vm_whose_threads_migrate_loses_no_exit() {
 fn vcpus_keep_their_own_books() {
     let name = "vcpus_keep_their_own_books";
     needs_ledger!("vcpus_keep_their_own_books");
-    if !has_smp(name) {
-        return;
-    }
     if witness(name).is_none() {
         return;
     }

@@ -92,8 +92,13 @@ impl Suite {
         match self {
             Self::AmdSmp => ["gates", "neighbours", "smp"].contains(&program),
             Self::AmdShadow | Self::IntelShadow => about_the_ledger.contains(&program),
-            // Command lines, files and formats are the same everywhere.
-            _ => !["images", "mutants", "options", "output", "terminal"].contains(&program),
+            // Command lines, files and formats are the same everywhere; a lab has no `unshare`.
+            _ => {
+                let elsewhere = [
+                    "host", "images", "mutants", "options", "output", "profiles", "terminal",
+                ];
+                !elsewhere.contains(&program)
+            }
         }
     }
 
