@@ -207,7 +207,10 @@ fn system_calls_that_a_container_refuses() {
     needs_ledger!("system_calls_that_a_container_refuses");
     for (call, parts) in [
         (libc::SYS_bpf, ["refuses bpf()", "CAP_BPF"]),
-        (libc::SYS_perf_event_open, ["cannot attach", "kvm:kvm_"]),
+        (
+            libc::SYS_perf_event_open,
+            ["tracepoint kvm:kvm_", "not permitted"],
+        ),
     ] {
         let mut confined = command(&arguments(&[]));
         confined::without_call(&mut confined, call);
@@ -354,7 +357,10 @@ fn fields_that_are_missing_or_impossible_are_refused() {
         if field == "info1" && kvm() == Some(KvmKind::Intel) {
             check_whole(behind);
         } else {
-            check_poorer(behind, &["cannot attach", &format!("kvm:{event}")]);
+            check_poorer(
+                behind,
+                &["does not take the program", &format!("kvm:{event}")],
+            );
         }
     }
 }
