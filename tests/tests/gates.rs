@@ -220,8 +220,12 @@ fn that_breakpoints_are_masked_is_reported() {
     needs_kvm!("that_breakpoints_are_masked_is_reported");
     let kernel = guest("gates");
     let shown = run(&["profile", "--kernel", arg(&kernel), "--timeout", "20s"]).expect_status(0);
-    let line = shown.stdout.lines().find(|l| l.starts_with("gates "));
-    let line = line.unwrap_or_default();
+    // It may be wrapped.
+    let line = shown
+        .stdout
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
     assert!(line.contains("at most 4 of 4 armed"), "{line}");
     let masked = line.contains("masking the guest's own hardware breakpoints");
     assert_eq!(masked, kvm() != Some(KvmKind::Software), "{line}");

@@ -66,12 +66,15 @@ fn an_smp_vm_beside_another_counts_its_own() {
     let name = "an_smp_vm_beside_another_counts_its_own";
     needs_ledger!("an_smp_vm_beside_another_counts_its_own");
     let witness = witness(name);
-    let smp = boot("cpus=4 workload=cpuid:2000 log=off", &["--cpus", "4"]);
+    // The other comes once all CPUs are up, which a guest does not wait for long.
+    let mut smp = boot("cpus=4 workload=cpuid:20000 log=each", &["--cpus", "4"]);
+    let registrar = Registrar::of(&smp);
+    smp.wait_for("[exit-log] SMP");
     let other = boot("workload=cpuid:1000,pio:1000 log=off", &[]);
-    let registrars = [Registrar::of(&smp), Registrar::of(&other)];
+    let registrars = [registrar, Registrar::of(&other)];
     let profiles = [smp, other].map(|vm| vm.finish().expect_status(0).profile());
     let threads = registrars.map(Registrar::threads);
-    check_smp(&profiles[0], 4, 2000);
+    check_smp(&profiles[0], 4, 20_000);
     let expected = BTreeMap::from([(10, 1000), (30, 1000)]);
     assert_eq!(grown(&profiles[1], "devices", "workload"), expected);
     if let Some(witness) = witness {
