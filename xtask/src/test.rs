@@ -87,7 +87,12 @@ impl Test {
             options: self.of_lab_programs(),
             built: built.clone(),
         };
-        plan.run_beside(|| if on_host { self.on_host(&built) } else { Ok(0) })
+        let left_out = left_out(&plan.suites);
+        let status = plan.run_beside(|| if on_host { self.on_host(&built) } else { Ok(0) })?;
+        if self.on.is_empty() && !left_out.is_empty() {
+            println!("left out, --all runs it: {left_out}");
+        }
+        Ok(status)
     }
 
     /// Whether this machine's tests run, and those of which labs.
@@ -150,6 +155,14 @@ impl Test {
     }
 }
 
+/// The labs that are not among these.
+fn left_out(suites: &[Suite]) -> String {
+    let others = Suite::ALL
+        .into_iter()
+        .filter(|suite| !suites.contains(suite));
+    others.map(Suite::title).collect::<Vec<_>>().join("; ")
+}
+
 /// One line per skipped test, in order, and their number; nothing if there was none.
 fn summary(skipped: &str) -> String {
     let mut lines: Vec<&str> = skipped
@@ -170,7 +183,33 @@ fn summary(skipped: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::summary;
+    use super::*;
+
+    #[test]
+    fn where_tests_run() {
+        let test = |on: &[&str], all, options: &[&str]| Test {
+            all,
+            on: on.iter().map(|name| place(name).unwrap()).collect(),
+            options: options.iter().map(OsString::from).collect(),
+            of_programs: Vec::new(),
+        };
+        let usual = Suite::USUAL.to_vec();
+        assert_eq!(test(&[], false, &[]).places(), (true, usual));
+        assert_eq!(
+            test(&[], true, &["x"]).places(),
+            (true, Suite::ALL.to_vec())
+        );
+        assert_eq!(test(&[], false, &["gate"]).places(), (true, vec![]));
+        assert_eq!(
+            test(&["amd-lab"], false, &[]).places(),
+            (false, vec![Suite::Amd])
+        );
+        let options = test(&[], false, &["gate", "--release"]).of_lab_programs();
+        assert_eq!(options, ["gate"]);
+        assert!(place("nowhere").unwrap_err().contains("intel-lab"));
+        assert_eq!(left_out(&Suite::ALL), "");
+        assert!(left_out(&Suite::USUAL).contains("Intel lab 6.1; "));
+    }
 
     #[test]
     fn skipped_tests_are_named_and_counted() {

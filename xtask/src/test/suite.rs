@@ -82,16 +82,11 @@ impl Suite {
 
     /// Whether this black-box test program runs there.
     pub(crate) fn wants(self, program: &str) -> bool {
-        let about_the_ledger = [
-            "gates",
-            "guest_kernel",
-            "kernel_ledger",
-            "neighbours",
-            "smp",
-        ];
         match self {
             Self::AmdSmp => ["gates", "neighbours", "smp"].contains(&program),
-            Self::AmdShadow | Self::IntelShadow => about_the_ledger.contains(&program),
+            Self::AmdShadow | Self::IntelShadow => {
+                ["kernel_ledger", "neighbours"].contains(&program)
+            }
             // The slowest lab: what the others show of firmware and devices is not the vendor's.
             Self::Intel if ["firmware", "platform"].contains(&program) => false,
             // Command lines, files and formats are the same everywhere; a lab has no `unshare`.
