@@ -244,6 +244,9 @@ fn foreign_debug_exceptions_are_counted_and_given_back() {
         // That they arrive the guest has checked itself.
         assert_eq!(profile.gates.armed, gates, "{:?}", profile.gates);
         let (all, own) = exits(&profile, 0);
-        assert_eq!(all - own, profile.gates.foreign, "{run:#?}");
+        // On software KVM a step over a gated instruction serves both, and is the profiler's own.
+        if kvm() != Some(KvmKind::Software) {
+            assert_eq!(all - own, profile.gates.foreign, "{run:#?}");
+        }
     }
 }

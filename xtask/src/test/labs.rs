@@ -201,7 +201,9 @@ fn summary(reports: &[Report]) -> String {
             0 => "",
             _ => ", FAILED",
         };
-        text += &format!("{title}: {passed} passed, {skipped} skipped{ended} ({seconds} s)\n");
+        text += &format!(
+            "{title}: {passed} passed, {skipped} of them skipped in whole or part{ended} ({seconds} s)\n"
+        );
     }
     text
 }
@@ -308,7 +310,8 @@ mod tests {
         assert_eq!(
             summary(&reports),
             "skipped in AMD lab 6.12: a: why\nskipped in AMD lab 6.12: b: why\n\
-             AMD lab 6.12: 7 passed, 2 skipped (3 s)\nIntel lab 6.12: 7 passed, 0 skipped, FAILED (3 s)\n"
+             AMD lab 6.12: 7 passed, 2 of them skipped in whole or part (3 s)\n\
+             Intel lab 6.12: 7 passed, 0 of them skipped in whole or part, FAILED (3 s)\n"
         );
     }
 }

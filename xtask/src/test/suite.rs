@@ -89,10 +89,12 @@ impl Suite {
             }
             // The slowest lab: what the others show of firmware and devices is not the vendor's.
             Self::Intel if ["firmware", "platform"].contains(&program) => false,
-            // Command lines, files and formats are the same everywhere; a lab has no `unshare`.
+            // Command lines, files and formats are the same everywhere, a lab has no `unshare`, and its
+            // KVM is not software.
             _ => {
                 let elsewhere = [
-                    "host", "images", "mutants", "options", "output", "profiles", "terminal",
+                    "emulated", "host", "images", "mutants", "options", "output", "profiles",
+                    "terminal",
                 ];
                 !elsewhere.contains(&program)
             }

@@ -5,6 +5,7 @@
 
 guest_kernel::entry!(guest);
 
+#[cfg(target_os = "none")]
 static mut BUFFER: [u8; 65536] = [0x5A; 65536];
 
 #[cfg(not(target_os = "none"))]
