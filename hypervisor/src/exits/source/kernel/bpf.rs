@@ -325,21 +325,20 @@ impl Program {
         unsafe { bpf(command::RAW_TRACEPOINT_OPEN, &mut open) }.map(owned)
     }
 
-    /// Attaches it to a tracepoint, on all CPUs, until what is returned is closed.
-    pub(super) fn attach(&self, tracepoint: u64) -> io::Result<OwnedFd> {
-        let event = perf_event(tracepoint)?;
+    /// Attaches it to a tracepoint, on all CPUs, until the tracepoint is closed.
+    pub(super) fn attach(&self, tracepoint: &OwnedFd) -> io::Result<()> {
         // SAFETY: the request takes a program's descriptor as its argument, and both are open.
         let result = unsafe {
             libc::ioctl(
-                event.as_raw_fd(),
+                tracepoint.as_raw_fd(),
                 PERF_EVENT_IOC_SET_BPF,
                 self.fd.as_raw_fd(),
             )
         };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
+        match result {
+            0.. => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
-        Ok(event)
     }
 
     /// How often it was not run because the CPU was already in a program; `None` if the kernel
@@ -369,9 +368,9 @@ impl Program {
 /// `_IOW('$', 8, __u32)`.
 const PERF_EVENT_IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
 
-/// Opens a perf event on a tracepoint. A program attached to it runs on every CPU, whichever the
+/// Opens a tracepoint, by its number, as a perf event. A program attached to it runs on every CPU, whichever the
 /// event is of; the event itself stays off, and counts nothing.
-fn perf_event(tracepoint: u64) -> io::Result<OwnedFd> {
+pub(super) fn tracepoint(id: u64) -> io::Result<OwnedFd> {
     /// `struct perf_event_attr` of its first version (PERF_ATTR_SIZE_VER0).
     #[repr(C)]
     #[derive(Default)]
@@ -393,7 +392,7 @@ fn perf_event(tracepoint: u64) -> io::Result<OwnedFd> {
     let attributes = Attributes {
         kind: PERF_TYPE_TRACEPOINT,
         size: size_of::<Attributes>() as u32,
-        config: tracepoint,
+        config: id,
         flags: DISABLED,
         ..Attributes::default()
     };

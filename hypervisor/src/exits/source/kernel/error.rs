@@ -14,6 +14,16 @@ pub enum KernelLedgerError {
          root"
     )]
     NoTracefs,
+    /// tracefs is there, and empty.
+    #[error(
+        "{root} has no events: the kernel keeps tracing to itself (booted with \
+         lockdown=confidentiality?)",
+        root = .root.display()
+    )]
+    NoEvents {
+        /// The tracefs.
+        root: PathBuf,
+    },
     /// The folder given is no tracefs.
     #[error("{root} is no tracefs: {source}", root = .root.display())]
     NotTracefs {
@@ -38,8 +48,7 @@ pub enum KernelLedgerError {
     },
     /// The kernel has no such tracepoint.
     #[error(
-        "the kernel has no tracepoint kvm:{event} in {root}: is KVM loaded, and the kernel not \
-         locked down (lockdown=confidentiality)?",
+        "the kernel has no tracepoint kvm:{event} in {root}: is KVM loaded?",
         root = .root.display()
     )]
     NoTracepoint {
@@ -81,14 +90,25 @@ pub enum KernelLedgerError {
         line: String,
     },
     /// perf_event_open failed.
-    #[error("cannot attach to tracepoint kvm:{event}: {source}{hint}")]
-    Attach {
+    #[error("cannot open tracepoint kvm:{event}: {source}{hint}")]
+    Open {
         /// Which.
         event: &'static str,
         /// Why.
         source: io::Error,
         /// What to do.
         hint: &'static str,
+    },
+    /// The tracepoint does not take the program.
+    #[error(
+        "tracepoint kvm:{event} does not take the program: {source}: is its format file another \
+         kernel's?"
+    )]
+    Attach {
+        /// Which.
+        event: &'static str,
+        /// Why.
+        source: io::Error,
     },
     /// The maps cannot be frozen.
     #[error("the kernel cannot freeze the ledger: {0}")]
@@ -114,6 +134,9 @@ pub enum EnlistError {
     #[error("two vCPUs' thread ids share a place in the kernel ledger's table")]
     Collision,
     /// The kernel refused.
-    #[error("the kernel does not let a vCPU's thread enlist: {0}")]
+    #[error(
+        "the kernel does not let a vCPU's thread enlist: {0}: before Linux 5.19 this takes CAP_BPF \
+         unless kernel.unprivileged_bpf_disabled is 0"
+    )]
     Refused(#[source] io::Error),
 }

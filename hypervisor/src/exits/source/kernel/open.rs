@@ -8,7 +8,7 @@ use exit_abi::reason::Reason;
 
 use super::asks::{self, AskKind};
 use super::asm::{Asm, Insn, Map, MapFds};
-use super::bpf::{ArrayMap, Kind, Program};
+use super::bpf::{self, ArrayMap, Kind, Program};
 use super::error::KernelLedgerError as Error;
 use super::format::Field;
 use super::layout::{self, Sizes, header, row};
@@ -47,17 +47,17 @@ pub(super) fn open(options: &Options) -> Result<KernelLedger, Error> {
         .map(|plan| plan.carry_out(&fds))
         .collect::<Result<_, _>>()?;
 
-    let bpf = |operation| move |source| bpf_error(operation, source);
+    let failed = |source| bpf_error("map the ledger into memory", source);
     Ok(KernelLedger {
         level,
         kvm,
         vcpus,
         sizes: vm.sizes,
-        ledger: maps.ledger.map(false).map_err(bpf(MAP))?,
-        marks: maps.marks.map(true).map_err(bpf(MAP))?,
-        asks: maps.asks.map(false).map_err(bpf(MAP))?,
+        ledger: maps.ledger.map(false).map_err(failed)?,
+        marks: maps.marks.map(true).map_err(failed)?,
+        asks: maps.asks.map(false).map_err(failed)?,
         histogram: match &maps.histogram {
-            Some(histogram) => Some(histogram.map(false).map_err(bpf(MAP))?),
+            Some(histogram) => Some(histogram.map(false).map_err(failed)?),
             None => None,
         },
         enlister,
@@ -65,8 +65,6 @@ pub(super) fn open(options: &Options) -> Result<KernelLedger, Error> {
         attached,
     })
 }
-
-const MAP: &str = "map the ledger into memory";
 
 /// The maps, filled and frozen.
 struct Maps {
@@ -155,13 +153,22 @@ impl Plan {
             Place::Raw(_) => Kind::RawTracepoint,
         };
         let program = load(self.event, kind, self.asm, fds)?;
+        let event = self.event;
         let link = match self.place {
-            Place::Tracepoint(id) => program.attach(id),
-            Place::Raw(name) => program.attach_raw(name),
+            Place::Tracepoint(id) => {
+                let tracepoint = bpf::tracepoint(id).map_err(|e| open_error(event, e))?;
+                program
+                    .attach(&tracepoint)
+                    .map_err(|source| Error::Attach { event, source })?;
+                tracepoint
+            }
+            Place::Raw(name) => program
+                .attach_raw(name)
+                .map_err(|source| Error::Attach { event, source })?,
         };
         Ok(Attached {
-            _link: link.map_err(|source| attach_error(self.event, source))?,
             program,
+            _link: link,
         })
     }
 }
@@ -329,7 +336,7 @@ fn bpf_error(operation: &'static str, source: io::Error) -> Error {
     Error::Bpf { operation, source }
 }
 
-fn attach_error(event: &'static str, source: io::Error) -> Error {
+fn open_error(event: &'static str, source: io::Error) -> Error {
     let denied = source.kind() == io::ErrorKind::PermissionDenied;
     let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
     let paranoid = paranoid
@@ -343,7 +350,7 @@ fn attach_error(event: &'static str, source: io::Error) -> Error {
         }
         (true, _) => ": run as root, or with CAP_PERFMON",
     };
-    Error::Attach {
+    Error::Open {
         event,
         source,
         hint,

@@ -14,7 +14,10 @@ use super::format::Field;
 use super::layout::{self, Sizes, header, mark, row, thread};
 use super::programs::{self, Event, ExitFields, Vm, enlisting};
 use super::slots::{self, OTHER, SLOTS};
-use super::{BUCKETS, Level, open};
+use super::{
+    BUCKETS, EnlistError, KernelLedger, KernelLedgerError as Error, Level, Mark, Options,
+    RawRecord, open,
+};
 use crate::profile::KvmKind;
 
 const fn field(offset: usize, size: usize) -> Field {
@@ -551,4 +554,100 @@ fn emulated_events_are_counted_as_their_reasons() {
         count: 2,
     };
     assert!(asked.contains(&leaf_1), "{asked:?}");
+}
+
+#[test]
+fn ledgers_open_and_know_nothing_yet() {
+    const NAME: &str = "ledgers_open_and_know_nothing_yet";
+    let kinds = [KvmKind::Amd, KvmKind::Intel, KvmKind::Software];
+    for (kvm, level) in kinds.into_iter().flat_map(|k| Level::ALL.map(|l| (k, l))) {
+        let options = Options {
+            level,
+            kvm,
+            vcpus: 3,
+            tracefs: None,
+        };
+        let ledger = match KernelLedger::open(&options) {
+            Ok(ledger) => ledger,
+            // A program or a map that the kernel refuses is no reason to skip.
+            Err(error @ (Error::Verifier { .. } | Error::Bpf { .. })) => panic!("{error}"),
+            Err(error) => return skip(NAME, &error.to_string()),
+        };
+        let expected = if kvm == KvmKind::Software {
+            Level::Counts
+        } else {
+            level
+        };
+        assert_eq!(ledger.level(), expected);
+        std::thread::scope(|scope| {
+            for vcpu in 0..3 {
+                let ledger = &ledger;
+                scope.spawn(move || {
+                    ledger.enlist(vcpu).unwrap();
+                    ledger.mark(vcpu, Mark::OwnOnce);
+                });
+            }
+        });
+        let mut record = Box::<RawRecord>::default();
+        for vcpu in 0..5 {
+            record.exits[7] = 7;
+            ledger.read(vcpu, &mut record);
+            assert_eq!(*record, RawRecord::default());
+            assert_eq!(ledger.asks(vcpu), []);
+            assert_eq!(ledger.time_driven(vcpu), TimeDriven::default());
+            assert_eq!(ledger.histogram(vcpu, OTHER), [0; BUCKETS]);
+            assert_eq!(ledger.histogram(vcpu, usize::MAX >> 9), [0; BUCKETS]);
+            ledger.mark(vcpu, Mark::OwnUntilCleared);
+        }
+        for vcpu in [3, 4, u32::MAX] {
+            assert!(matches!(ledger.enlist(vcpu), Err(EnlistError::NoSuchVcpu(v)) if v == vcpu));
+        }
+        ledger.delist(0).unwrap();
+        assert_eq!(ledger.stray(), 0);
+        assert_eq!(ledger.missed().unwrap_or(0), 0);
+        assert_eq!(ledger.covers(Reason::HLT), kvm != KvmKind::Software);
+        assert!(ledger.covers(Reason::WRMSR));
+    }
+}
+
+#[test]
+fn there_is_room_for_all_vcpus() {
+    let options = Options {
+        level: Level::Histogram,
+        kvm: KvmKind::Amd,
+        vcpus: crate::config::MAX_CPUS,
+        tracefs: None,
+    };
+    match KernelLedger::open(&options) {
+        Ok(ledger) => ledger.enlist(options.vcpus - 1).unwrap(),
+        Err(error @ (Error::Verifier { .. } | Error::Bpf { .. })) => panic!("{error}"),
+        Err(error) => skip("there_is_room_for_all_vcpus", &error.to_string()),
+    }
+}
+
+#[test]
+fn an_unknown_kvm_is_refused() {
+    let options = Options {
+        level: Level::Counts,
+        kvm: KvmKind::Unknown,
+        vcpus: 1,
+        tracefs: None,
+    };
+    let message = KernelLedger::open(&options).unwrap_err().to_string();
+    assert!(
+        message.starts_with("none of kvm_intel, kvm_amd and kvm_pvm"),
+        "{message}"
+    );
+}
+
+#[test]
+fn levels_are_named() {
+    for level in Level::ALL {
+        assert_eq!(level.to_string().parse(), Ok(level));
+    }
+    let refused = "all".parse::<Level>();
+    assert_eq!(
+        refused,
+        Err("`all`: give counts, cycles or histogram".into())
+    );
 }

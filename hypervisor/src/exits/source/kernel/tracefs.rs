@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
+use nix::sys::statfs::{TRACEFS_MAGIC, statfs};
 
 use super::error::KernelLedgerError as Error;
 use super::format::{self, Field};
@@ -54,15 +55,20 @@ impl Tracefs {
     pub(super) fn find(given: Option<&Path>) -> Result<Self, Error> {
         let usual = USUAL.map(Path::new);
         let candidates = given.as_ref().map_or(&usual[..], std::slice::from_ref);
-        let mut denied = None;
+        let mut unusable = None;
         for root in candidates {
             match Self::at(root) {
                 Ok(found) => return Ok(found),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    denied.get_or_insert(Error::Unreadable {
+                    unusable.get_or_insert(Error::Unreadable {
                         path: root.to_path_buf(),
                         root: root.to_path_buf(),
                         source: error,
+                    });
+                }
+                Err(_) if is_tracefs(root) => {
+                    return Err(Error::NoEvents {
+                        root: root.to_path_buf(),
                     });
                 }
                 Err(source) if given.is_some() => {
@@ -80,7 +86,7 @@ impl Tracefs {
             let root = PathBuf::from("tracefs");
             return Ok(Self { root, folder });
         }
-        Err(denied.unwrap_or(Error::NoTracefs))
+        Err(unusable.unwrap_or(Error::NoTracefs))
     }
 
     /// The tracefs at this path. An empty folder, where nothing is mounted, is none.
@@ -133,6 +139,11 @@ impl Tracefs {
             },
         })
     }
+}
+
+/// Whether it is a tracefs, be it an empty one.
+fn is_tracefs(root: &Path) -> bool {
+    statfs(root).is_ok_and(|found| found.filesystem_type() == TRACEFS_MAGIC)
 }
 
 /// A tracefs that is mounted nowhere and goes when it is closed (fsopen(2), fsmount(2)).
