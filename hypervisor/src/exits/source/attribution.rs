@@ -69,14 +69,17 @@ impl KernelSource {
                 into.other = into.other.saturating_add(exits);
                 continue;
             };
-            let nanos = new(|r| &r.ns, slot);
+            // Converted apart, so that the guest's cycles stand still while only others are added.
+            let own_nanos = new(|r| &r.own_ns, slot);
+            let nanos = new(|r| &r.ns, slot).saturating_sub(own_nanos);
+            let own_cycles = self.rate.cycles(own_nanos);
             let more = RowCopy {
                 exits,
                 own: 0,
                 timed: new(|r| &r.timed, slot),
                 own_timed: new(|r| &r.own_timed, slot),
-                cycles: self.rate.cycles(nanos),
-                own_cycles: self.rate.cycles(new(|r| &r.own_ns, slot).min(nanos)),
+                cycles: self.rate.cycles(nanos).saturating_add(own_cycles),
+                own_cycles,
                 // The extremes of an earlier boot cannot be told from this one's.
                 min: match before.timed[slot] {
                     0 => self.rate.cycles(now.min_ns[slot]),
