@@ -378,6 +378,11 @@ impl Books {
                 (row.min, row.max) = (0, 0);
             }
         }
+        let halted = &into.lines[Reason::HLT.index()];
+        if halted.source == SourceKind::Kernel {
+            // KVM's statistic also has what a vCPU waited for its start-up IPI: in no exit.
+            into.blocked_cycles = into.blocked_cycles.min(halted.row.cycles);
+        }
         for (reason, events) in Reason::all().zip(&mut into.events) {
             let seen = match reason {
                 // Each event of these has reached the VMM.
