@@ -14,6 +14,7 @@ use exit_abi::reason::{COUNT, Edition, Reason};
 use super::ledger::{Ledger, RowCopy};
 use super::source::kernel::slots::{self, SLOTS};
 use super::source::{Sample, Source, SourceKind};
+use super::sparse::Sparse;
 use crate::profile::figures::merged;
 use crate::profile::{Accounts, Ask, CodeAccount, EventAccount, Histogram, KvmKind, ReasonAccount};
 
@@ -50,10 +51,10 @@ impl Default for Line {
 }
 
 /// Figures at one instant: fixed size, copied in place.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Figures {
     /// Per reason.
-    pub lines: [Line; COUNT],
+    pub lines: Sparse<Line, COUNT>,
     /// KVM's own total where a source has one, else what is attributed.
     pub total: u64,
     /// Exits without a basic exit reason.
@@ -77,9 +78,9 @@ pub struct Figures {
     /// TSC cycles that vCPUs waited in HLT.
     pub blocked_cycles: u64,
     /// Exits by the processor's own code, by the kernel ledger's slots.
-    pub codes: [u64; SLOTS],
+    pub codes: Sparse<u64, SLOTS>,
     /// What KVM emulated, per reason: events, not exits.
-    pub events: [Events; COUNT],
+    pub events: Sparse<Events, COUNT>,
 }
 
 /// Events of one reason.
@@ -91,33 +92,55 @@ pub struct Events {
     pub own: u64,
 }
 
-impl Default for Figures {
-    fn default() -> Self {
-        Self {
-            lines: [Line::default(); COUNT],
-            total: 0,
-            other: 0,
-            residual: 0,
-            own_residual: 0,
-            excess: 0,
-            failed: 0,
-            userspace: 0,
-            own_userspace: 0,
-            vmm_cycles: 0,
-            own_vmm_cycles: 0,
-            blocked_cycles: 0,
-            codes: [0; SLOTS],
-            events: [Events::default(); COUNT],
-        }
-    }
+/// The reason of a place in a table of reasons.
+fn named(place: usize) -> Option<Reason> {
+    Reason::new(u32::try_from(place).ok()?)
 }
 
 impl Figures {
+    /// Makes all zeros.
+    fn clear(&mut self) {
+        let Self {
+            lines,
+            total,
+            other,
+            residual,
+            own_residual,
+            excess,
+            failed,
+            userspace,
+            own_userspace,
+            vmm_cycles,
+            own_vmm_cycles,
+            blocked_cycles,
+            codes,
+            events,
+        } = self;
+        lines.clear();
+        codes.clear();
+        events.clear();
+        for sum in [
+            total,
+            other,
+            residual,
+            own_residual,
+            excess,
+            failed,
+            userspace,
+            own_userspace,
+            vmm_cycles,
+            own_vmm_cycles,
+            blocked_cycles,
+        ] {
+            *sum = 0;
+        }
+    }
+
     /// Attributed exits.
     pub fn attributed(&self) -> u64 {
         self.lines
             .iter()
-            .map(|l| l.row.exits)
+            .map(|(_, l)| l.row.exits)
             .fold(self.other, u64::saturating_add)
     }
 
@@ -130,7 +153,7 @@ impl Figures {
     pub fn cycles(&self) -> u64 {
         self.lines
             .iter()
-            .map(|l| l.row.cycles)
+            .map(|(_, l)| l.row.cycles)
             .fold(0, u64::saturating_add)
     }
 
@@ -138,7 +161,6 @@ impl Figures {
     pub fn map(&self) -> u128 {
         self.lines
             .iter()
-            .enumerate()
             .filter(|(_, l)| l.row.exits > 0)
             .fold(0, |map, (i, _)| map | 1 << i)
     }
@@ -148,14 +170,19 @@ impl Figures {
         if sample.complete {
             self.other = sample.other;
             self.failed = sample.failed;
-            self.codes = sample.codes;
+            self.codes.clear();
+            for (slot, exits) in sample.codes.iter() {
+                self.codes[slot] = *exits;
+            }
         } else {
             self.other = self.other.max(sample.other);
         }
-        for (events, all) in self.events.iter_mut().zip(&sample.events) {
+        for (reason, all) in sample.events.iter() {
+            let events = &mut self.events[reason];
             events.all = events.all.max(*all);
         }
-        for (line, row) in self.lines.iter_mut().zip(&sample.rows) {
+        for reason in self.lines.used_with(&sample.rows) {
+            let (line, row) = (&mut self.lines[reason], &sample.rows[reason]);
             if !sample.complete && row.exits <= line.row.exits {
                 continue;
             }
@@ -173,7 +200,8 @@ impl Figures {
 
     /// Adds another vCPU's.
     fn add(&mut self, other: &Self) {
-        for (line, more) in self.lines.iter_mut().zip(&other.lines) {
+        for (reason, more) in other.lines.iter() {
+            let line = &mut self.lines[reason];
             let (a, b) = (&mut line.row, &more.row);
             // A longest exit tells that the guest has a timed one; to compare `timed` with `own`
             // does not, for the profiler's last is counted and not timed yet.
@@ -202,10 +230,12 @@ impl Figures {
         self.vmm_cycles = self.vmm_cycles.saturating_add(other.vmm_cycles);
         self.own_vmm_cycles = self.own_vmm_cycles.saturating_add(other.own_vmm_cycles);
         self.blocked_cycles = self.blocked_cycles.saturating_add(other.blocked_cycles);
-        for (code, more) in self.codes.iter_mut().zip(&other.codes) {
+        for (slot, more) in other.codes.iter() {
+            let code = &mut self.codes[slot];
             *code = code.saturating_add(*more);
         }
-        for (events, more) in self.events.iter_mut().zip(&other.events) {
+        for (reason, more) in other.events.iter() {
+            let events = &mut self.events[reason];
             events.all = events.all.saturating_add(more.all);
             events.own = events.own.saturating_add(more.own);
         }
@@ -219,11 +249,12 @@ impl Figures {
             own_residual: self.own_residual,
             excess: self.excess,
             other: self.other,
-            reasons: Reason::all()
-                .zip(&self.lines)
+            reasons: self
+                .lines
+                .iter()
                 .filter(|(_, l)| l.row.exits > 0)
                 .map(|(reason, l)| ReasonAccount {
-                    reason: reason.number(),
+                    reason: reason as u8,
                     exits: l.row.exits,
                     own: l.row.own,
                     timed: l.row.timed,
@@ -244,7 +275,6 @@ impl Figures {
             codes: self
                 .codes
                 .iter()
-                .enumerate()
                 .filter(|(_, exits)| **exits > 0)
                 .map(|(slot, &exits)| {
                     let slot = slots::describe(kvm, slot);
@@ -256,11 +286,12 @@ impl Figures {
                     }
                 })
                 .collect(),
-            emulated: Reason::all()
-                .zip(&self.events)
+            emulated: self
+                .events
+                .iter()
                 .filter(|(_, events)| events.all > 0)
                 .map(|(reason, events)| EventAccount {
-                    reason: reason.number(),
+                    reason: reason as u8,
                     events: events.all,
                     own: events.own,
                 })
@@ -327,7 +358,7 @@ impl Books {
 
     /// Figures of one vCPU, by way of `sample`.
     fn read_vcpu(book: &VcpuBook, sample: &mut Sample, into: &mut Figures) {
-        *into = Figures::default();
+        into.clear();
         let mut total = None;
         for source in &book.sources {
             source.sample(sample);
@@ -337,7 +368,7 @@ impl Books {
             if source.kind() == SourceKind::Run {
                 // What the loop has timed is the VMM's share; a better source times the whole.
                 let sum = |of: fn(&RowCopy) -> u64| {
-                    let rows = into.lines.iter().map(|line| of(&line.row));
+                    let rows = into.lines.iter().map(|(_, line)| of(&line.row));
                     rows.fold(0, u64::saturating_add)
                 };
                 (into.userspace, into.own_userspace) = (
@@ -353,12 +384,10 @@ impl Books {
         into.residual = into.total.saturating_sub(attributed);
         into.own_residual = book.ledger.own_residual().min(into.residual);
         into.excess = attributed.saturating_sub(into.total);
-        for (reason, line) in Reason::all().zip(&mut into.lines) {
-            let row = &mut line.row;
-            row.own = row
-                .own
-                .saturating_add(book.ledger.unseen_own(reason))
-                .min(row.exits);
+        for reason in into.lines.used() {
+            let row = &mut into.lines[reason].row;
+            let unseen = named(reason).map_or(0, |r| book.ledger.unseen_own(r));
+            row.own = row.own.saturating_add(unseen).min(row.exits);
         }
         let guarded = &mut into.lines[Reason::DR_ACCESS.index()];
         if guarded.source == SourceKind::Kernel {
@@ -368,7 +397,8 @@ impl Books {
             row.own_timed = row.own_timed.max(own.timed);
             row.own_cycles = row.own_cycles.max(own.cycles);
         }
-        for Line { row, .. } in &mut into.lines {
+        for reason in into.lines.used() {
+            let row = &mut into.lines[reason].row;
             row.own = row.own.min(row.exits);
             row.own_timed = row.own_timed.min(row.own).min(row.timed);
             row.own_cycles = row.own_cycles.min(row.cycles);
@@ -383,12 +413,18 @@ impl Books {
             // KVM's statistic also has what a vCPU waited for its start-up IPI: in no exit.
             into.blocked_cycles = into.blocked_cycles.min(halted.row.cycles);
         }
-        for (reason, events) in Reason::all().zip(&mut into.events) {
-            let seen = match reason {
+        let halted = &into.lines[Reason::HLT.index()];
+        if halted.source == SourceKind::Kernel {
+            // KVM's statistic also has what a vCPU waited for its start-up IPI: in no exit.
+            into.blocked_cycles = into.blocked_cycles.min(halted.row.cycles);
+        }
+        for place in into.events.used() {
+            let seen = match named(place) {
                 // Each event of these has reached the VMM.
-                Reason::IO | Reason::EPT_MISCONFIG => into.lines[reason.index()].row.own,
-                _ => book.ledger.unseen_own_events(reason),
+                Some(Reason::IO | Reason::EPT_MISCONFIG) => into.lines[place].row.own,
+                reason => reason.map_or(0, |r| book.ledger.unseen_own_events(r)),
             };
+            let events = &mut into.events[place];
             events.own = seen.min(events.all);
         }
     }
@@ -397,12 +433,16 @@ impl Books {
     /// the sources counted in it, KVM_RUN having seen it or not, was the profiler's doing.
     pub fn settle(&self, vcpu: usize, before: &Figures, after: &Figures) {
         let ledger = &self.vcpus[vcpu].ledger;
-        for (reason, (b, a)) in Reason::all().zip(before.lines.iter().zip(&after.lines)) {
+        for (place, a) in after.lines.iter() {
+            let Some(reason) = named(place) else { continue };
+            let b = &before.lines[place];
             let exits = a.row.exits.saturating_sub(b.row.exits);
             let seen = a.row.own.saturating_sub(b.row.own);
             ledger.settle(reason, exits.saturating_sub(seen));
         }
-        for (reason, (b, a)) in Reason::all().zip(before.events.iter().zip(&after.events)) {
+        for (place, a) in after.events.iter() {
+            let Some(reason) = named(place) else { continue };
+            let b = &before.events[place];
             ledger.settle_events(reason, a.all.saturating_sub(b.all));
         }
         let total = after.total.saturating_sub(before.total);
@@ -424,7 +464,7 @@ impl Books {
         if let [only] = self.vcpus.as_slice() {
             return Self::read_vcpu(only, &mut scratch.sample, &mut scratch.figures);
         }
-        scratch.figures = Figures::default();
+        scratch.figures.clear();
         for book in &self.vcpus {
             Self::read_vcpu(book, &mut scratch.sample, &mut scratch.vcpu);
             scratch.figures.add(&scratch.vcpu);
