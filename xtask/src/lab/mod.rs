@@ -457,7 +457,13 @@ impl Place {
             }
         }
         for output in &orders.outputs {
-            image.folder(output.parent().unwrap_or(output));
+            // A folder is there as it is here.
+            let folder = if output.is_dir() {
+                Some(&**output)
+            } else {
+                output.parent()
+            };
+            image.folder(folder.unwrap_or(output));
         }
         let mut carried = files::named(&job.args, &orders.cwd).files;
         for path in &job.files {
