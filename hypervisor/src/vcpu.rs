@@ -26,7 +26,7 @@ use crate::devices::console::Console;
 use crate::devices::control::{Cause, Control};
 use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
-use crate::exits::books::{Books, Figures, Scratch};
+use crate::exits::books::{Asks, Books, Figures, Scratch};
 use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
 use crate::exits::ledger::{Entry, Ledger, Owner};
 use crate::exits::milestone::{Clocks, Milestones, Name};
@@ -615,8 +615,11 @@ impl Vcpu {
     fn milestone(&mut self, number: u32, name: Name) {
         let turn = self.shared.milestones.turn();
         let clocks = self.shared.clocks();
-        self.shared.books.all(&mut self.scratch);
-        let asks = self.shared.books.asks();
+        let mut asks = Asks::default();
+        if !turn.is_full() {
+            self.shared.books.all(&mut self.scratch);
+            asks = self.shared.books.asks();
+        }
         let figures = &self.scratch.figures;
         turn.record(number, name, self.index as u32, clocks, figures, asks);
     }

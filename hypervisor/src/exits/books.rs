@@ -6,6 +6,7 @@
 //! total has beyond the sum is the residual: shown, never spread. Both are per vCPU, so that an
 //! excess on one does not hide a residual on another.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use exit_abi::leaf::flags;
@@ -16,6 +17,7 @@ use super::source::kernel::slots::{self, SLOTS};
 use super::source::{Sample, Source, SourceKind};
 use super::sparse::Sparse;
 use crate::profile::figures::merged;
+use crate::profile::fixed::driver;
 use crate::profile::{Accounts, Ask, CodeAccount, EventAccount, Histogram, KvmKind, ReasonAccount};
 
 /// One vCPU's ledger and the sources that speak of it.
@@ -75,7 +77,7 @@ pub struct Figures {
     pub vmm_cycles: u64,
     /// How many of them are the profiler's own.
     pub own_vmm_cycles: u64,
-    /// TSC cycles that vCPUs waited in HLT.
+    /// TSC cycles that vCPUs waited in HLT: in timed exits alone, where every exit is timed.
     pub blocked_cycles: u64,
     /// Exits by the processor's own code, by the kernel ledger's slots.
     pub codes: Sparse<u64, SLOTS>,
@@ -302,6 +304,14 @@ impl Figures {
     }
 }
 
+/// How often a vCPU is read at most until its sources agree. (Where they never do, because KVM
+/// counts what was no exit, that is what a reading costs.)
+const READINGS: usize = 3;
+
+/// Most that are told apart of what all vCPUs together asked for. One vCPU's table has some thousand
+/// places, and an honest guest needs a tenth of it.
+const ASKS_MOST: usize = 8192;
+
 /// What was asked for, all vCPUs together.
 #[derive(Clone, Debug, Default)]
 pub struct Asks {
@@ -312,16 +322,40 @@ pub struct Asks {
 }
 
 impl Asks {
-    /// Adds another vCPU's.
-    fn add(&mut self, other: &Self) {
-        for ask in &other.list {
-            let key = |ask: &Ask| (ask.kind, ask.index);
-            match self.list.binary_search_by_key(&key(ask), key) {
-                Ok(at) => self.list[at].count = self.list[at].count.saturating_add(ask.count),
-                Err(at) => self.list.insert(at, *ask),
-            }
+    /// Those of several vCPUs together.
+    fn sum(of: impl Iterator<Item = Self>) -> Self {
+        let mut sum = Self::default();
+        for asks in of {
+            sum.list.extend(asks.list);
+            sum.dropped = sum.dropped.saturating_add(asks.dropped);
         }
-        self.dropped = self.dropped.saturating_add(other.dropped);
+        sum.list.sort_unstable();
+        sum.list.dedup_by(|later, kept| {
+            let same = (later.kind, later.index) == (kept.kind, kept.index);
+            if same {
+                kept.count = kept.count.saturating_add(later.count);
+            }
+            same
+        });
+        sum
+    }
+
+    /// Keeps no more than so many, the most frequent, and those that time drives: they tell the
+    /// fixed count. The others are counted as dropped.
+    pub fn shorten(&mut self, most: usize) {
+        if self.list.len() <= most {
+            return;
+        }
+        let (mut kept, mut rest): (Vec<Ask>, Vec<Ask>) =
+            self.list.iter().partition(|ask| driver(ask).is_some());
+        rest.sort_unstable_by_key(|ask| (Reverse(ask.count), ask.kind, ask.index));
+        let lost = rest.split_off(most.min(rest.len()));
+        for ask in lost {
+            self.dropped = self.dropped.saturating_add(ask.count);
+        }
+        kept.append(&mut rest);
+        kept.sort_unstable();
+        self.list = kept;
     }
 }
 
@@ -357,13 +391,29 @@ impl Books {
     }
 
     /// Figures of one vCPU, by way of `sample`.
+    ///
+    /// A vCPU that runs on meanwhile can move between one source and the next. Where a source has
+    /// every exit, it must agree with KVM's total: if not, they are read again, a few times.
     fn read_vcpu(book: &VcpuBook, sample: &mut Sample, into: &mut Figures) {
+        for _ in 0..READINGS {
+            let complete = Self::read_once(book, sample, into);
+            if !complete || (into.residual, into.excess) == (0, 0) {
+                return;
+            }
+        }
+    }
+
+    /// One reading; whether some source sees every exit with its reason.
+    fn read_once(book: &VcpuBook, sample: &mut Sample, into: &mut Figures) -> bool {
         into.clear();
         let mut total = None;
+        let (mut complete, mut times_all) = (false, false);
         for source in &book.sources {
             source.sample(sample);
             total = sample.total.or(total);
             into.blocked_cycles = into.blocked_cycles.max(sample.blocked_cycles);
+            complete |= sample.complete;
+            times_all |= sample.complete && sample.rows.iter().any(|(_, row)| row.timed > 0);
             into.merge(sample, source.kind());
             if source.kind() == SourceKind::Run {
                 // What the loop has timed is the VMM's share; a better source times the whole.
@@ -378,6 +428,12 @@ impl Books {
                 (into.vmm_cycles, into.own_vmm_cycles) =
                     (sum(|row| row.cycles), sum(|row| row.own_cycles));
             }
+        }
+        if times_all {
+            // KVM has waits, too, that are no part of a timed exit: for a start-up IPI, and in the
+            // HLT in which a run ends.
+            let halted = into.lines[Reason::HLT.index()].row.cycles;
+            into.blocked_cycles = into.blocked_cycles.min(halted);
         }
         into.total = total.unwrap_or_else(|| into.attributed());
         let attributed = into.attributed();
@@ -408,16 +464,6 @@ impl Books {
                 (row.min, row.max) = (0, 0);
             }
         }
-        let halted = &into.lines[Reason::HLT.index()];
-        if halted.source == SourceKind::Kernel {
-            // KVM's statistic also has what a vCPU waited for its start-up IPI: in no exit.
-            into.blocked_cycles = into.blocked_cycles.min(halted.row.cycles);
-        }
-        let halted = &into.lines[Reason::HLT.index()];
-        if halted.source == SourceKind::Kernel {
-            // KVM's statistic also has what a vCPU waited for its start-up IPI: in no exit.
-            into.blocked_cycles = into.blocked_cycles.min(halted.row.cycles);
-        }
         for place in into.events.used() {
             let seen = match named(place) {
                 // Each event of these has reached the VMM.
@@ -427,6 +473,7 @@ impl Books {
             let events = &mut into.events[place];
             events.own = seen.min(events.all);
         }
+        complete
     }
 
     /// Books a section of the profiler's own that lies between two readings of its vCPU: whatever
@@ -473,10 +520,8 @@ impl Books {
 
     /// What was asked for, as far as a source keeps it.
     pub fn asks(&self) -> Asks {
-        let mut all = Asks::default();
-        for asks in self.vcpus.iter().filter_map(VcpuBook::asks) {
-            all.add(&asks);
-        }
+        let mut all = Asks::sum(self.vcpus.iter().filter_map(VcpuBook::asks));
+        all.shorten(ASKS_MOST);
         all
     }
 
@@ -735,16 +780,90 @@ mod tests {
             index,
             count,
         };
-        let mut all = Asks {
+        let one = Asks {
             list: vec![ask(0x10, 1), ask(0x6E0, 5)],
             dropped: 1,
         };
-        all.add(&Asks {
+        let other = Asks {
             list: vec![ask(0x6E0, 2), ask(0x80B, 3)],
             dropped: 2,
-        });
+        };
+        let all = Asks::sum([one, other].into_iter());
         assert_eq!(all.list, [ask(0x10, 1), ask(0x6E0, 7), ask(0x80B, 3)]);
         assert_eq!(all.dropped, 3);
+    }
+
+    #[test]
+    fn what_time_drives_outlives_any_shortening() {
+        let ask = |index, count| Ask {
+            kind: crate::profile::AskKind::MsrWrite,
+            index,
+            count,
+        };
+        let mut asks = Asks {
+            list: vec![ask(0x10, 1), ask(0x20, 9), ask(0x30, 4), ask(0x6E0, 2)],
+            dropped: 1,
+        };
+        asks.shorten(4);
+        assert_eq!((asks.list.len(), asks.dropped), (4, 1));
+        asks.shorten(1);
+        assert_eq!(asks.list, [ask(0x20, 9), ask(0x6E0, 2)]);
+        assert_eq!(asks.dropped, 1 + 1 + 4);
+        asks.shorten(0);
+        assert_eq!((asks.list, asks.dropped), (vec![ask(0x6E0, 2)], 15));
+    }
+
+    /// KVM's total, one exit late until it has been read so often.
+    struct Late(std::sync::atomic::AtomicU64);
+
+    impl Source for Late {
+        fn kind(&self) -> SourceKind {
+            SourceKind::Stats
+        }
+
+        fn is_exact(&self, _: Reason) -> bool {
+            false
+        }
+
+        fn sample(&self, into: &mut Sample) {
+            into.clear();
+            let reads = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            into.total = Some(if reads >= 2 { 5 } else { 4 });
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_runs_on_is_read_again() {
+        let mut kernel = sample(None, &[(Reason::IO, row(5, 5))]);
+        kernel.complete = true;
+        let mut books = books(vec![(SourceKind::Kernel, kernel)]);
+        let late = Late(0.into());
+        books.vcpus[0].sources.insert(0, Box::new(late));
+        let mut scratch = Scratch::default();
+        books.all(&mut scratch);
+        assert_eq!((scratch.figures.total, scratch.figures.excess), (5, 0));
+    }
+
+    #[test]
+    fn no_vcpu_waits_longer_than_its_halts_take() {
+        let with = |timed| {
+            let stats = Sample {
+                total: Some(1),
+                blocked_cycles: 500,
+                ..Sample::default()
+            };
+            let mut kernel = sample(None, &[(Reason::HLT, row(1, timed))]);
+            kernel.complete = true;
+            let books = books(vec![
+                (SourceKind::Stats, stats),
+                (SourceKind::Kernel, kernel),
+            ]);
+            let mut scratch = Scratch::default();
+            books.all(&mut scratch);
+            scratch.figures.blocked_cycles
+        };
+        assert_eq!(with(1), 10, "the HLT's");
+        assert_eq!(with(0), 500, "nothing is timed: nothing to compare with");
     }
 
     #[test]

@@ -11,6 +11,10 @@ use crate::profile::{KvmKind, Milestone};
 /// Most snapshots that one run keeps: a guest may write a million milestones.
 pub const ROOM: usize = 1000;
 
+/// How much of what was asked for all snapshots of a run keep together: a guest that asks for
+/// everything would make a profile too large to be read. Later ones keep what time drives.
+const ROOM_FOR_ASKS: usize = 150_000;
+
 /// A name that the guest is spelling for its next milestone: bounded, printable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Name {
@@ -69,6 +73,8 @@ struct Snapshot {
 /// Snapshots in the order in which they were taken.
 struct Inner {
     snapshots: Vec<Snapshot>,
+    /// Room that is left of [`ROOM_FOR_ASKS`].
+    room_for_asks: usize,
     dropped: u64,
 }
 
@@ -76,6 +82,11 @@ struct Inner {
 pub struct Turn<'a>(MutexGuard<'a, Inner>);
 
 impl Turn<'_> {
+    /// Whether there is no room any more: nothing needs to be read.
+    pub fn is_full(&self) -> bool {
+        self.0.snapshots.len() >= ROOM
+    }
+
     /// Keeps a snapshot, or counts that there was no room for it.
     pub fn record(
         mut self,
@@ -84,9 +95,13 @@ impl Turn<'_> {
         vcpu: u32,
         clocks: Clocks,
         figures: &Figures,
-        asks: Asks,
+        mut asks: Asks,
     ) {
-        if self.0.snapshots.len() < ROOM {
+        if !self.is_full() {
+            if asks.list.len() > self.0.room_for_asks {
+                asks.shorten(0);
+            }
+            self.0.room_for_asks = self.0.room_for_asks.saturating_sub(asks.list.len());
             let figures = figures.clone();
             self.0.snapshots.push(Snapshot {
                 number,
@@ -114,6 +129,7 @@ impl Milestones {
     pub fn new(noted: BTreeMap<u32, String>) -> Self {
         let inner = Inner {
             snapshots: Vec::with_capacity(ROOM),
+            room_for_asks: ROOM_FOR_ASKS,
             dropped: 0,
         };
         Self {
