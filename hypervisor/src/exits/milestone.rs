@@ -200,6 +200,36 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_asks_for_everything_is_cut_short() {
+        let ask = |kind, index| crate::profile::Ask {
+            kind,
+            index,
+            count: 2,
+        };
+        use crate::profile::AskKind::{MsrWrite, PortOut};
+        let milestones = Milestones::new(BTreeMap::new());
+        for _ in 0..4 {
+            let mut list: Vec<_> = (0x1000..0x1000 + 49_999)
+                .map(|port| ask(PortOut, port))
+                .collect();
+            list.insert(0, ask(MsrWrite, 0x6E0));
+            let asks = Asks { list, dropped: 1 };
+            let figures = Figures::default();
+            let turn = milestones.turn();
+            turn.record(1, Name::default(), 0, Clocks::default(), &figures, asks);
+        }
+        let (taken, _) = milestones.finish(KvmKind::Amd);
+        let kept: Vec<_> = taken
+            .iter()
+            .map(|m| (m.accounts.asks.len(), m.accounts.asks_dropped))
+            .collect();
+        let whole = (50_000, 1);
+        assert_eq!(kept, [whole, whole, whole, (1, 99_999)]);
+        let last = taken.last().unwrap();
+        assert_eq!(last.accounts.asks, [ask(MsrWrite, 0x6E0)]);
+    }
+
+    #[test]
     fn names_come_from_the_guest_its_notes_or_the_interface() {
         let noted = BTreeMap::from([(0x100, "noted".to_owned())]);
         let milestones = Milestones::new(noted);
