@@ -4,8 +4,10 @@ use crate::elf::{BASE, Elf};
 
 /// `mov dx, 0x3F8; mov al, '!'; out dx, al; mov al, '\n'; out dx, al`: shows that it runs.
 const HELLO: [u8; 10] = [0x66, 0xBA, 0xF8, 0x03, 0xB0, b'!', 0xEE, 0xB0, b'\n', 0xEE];
+/// `sti; jmp $`: no interrupt comes, and a host can stop it that needs interrupts on for that
+const SPIN: [u8; 3] = [0xFB, 0xEB, 0xFE];
 /// `jmp $`
-const SPIN: [u8; 2] = [0xEB, 0xFE];
+const SPIN_DEAF: [u8; 2] = [0xEB, 0xFE];
 /// `hlt; jmp` back to it
 const HALT: [u8; 3] = [0xF4, 0xEB, 0xFD];
 /// `out dx, al; jmp` back to it: after the greeting, the end of its line over and over
@@ -41,6 +43,11 @@ pub fn spinning() -> Elf {
 /// Never ends, running, and prints nothing.
 pub fn spinning_silently() -> Elf {
     Elf::of_code(&SPIN)
+}
+
+/// Never ends, running with interrupts off.
+pub fn spinning_deaf() -> Elf {
+    Elf::of_code(&[&HELLO[..], &SPIN_DEAF].concat())
 }
 
 /// Never ends, halted with interrupts off.

@@ -16,9 +16,12 @@ use std::time::Duration;
 
 use exitvisor::profile::{KvmKind, Profile};
 
+pub mod accounts;
 pub mod code;
+pub mod confined;
 pub mod elf;
 pub mod live;
+pub mod witness;
 
 pub use live::Live;
 
@@ -115,11 +118,14 @@ impl Run {
         self
     }
 
-    /// The profile on standard output (of `profile --format json`).
+    /// The profile on standard output (of `profile --format json`); its accounts are closed.
     #[track_caller]
     pub fn profile(&self) -> Profile {
         match exitvisor::profile::load::parse(self.stdout.as_bytes(), "standard output") {
-            Ok(profile) => profile,
+            Ok(profile) => {
+                accounts::check_closed(&profile);
+                profile
+            }
             Err(error) => panic!("no profile: {error}: {self:#?}"),
         }
     }
@@ -246,4 +252,59 @@ macro_rules! needs_kvm {
             return $crate::skip($name, "no usable /dev/kvm");
         }
     };
+}
+
+/// Whether this is root.
+pub fn is_root() -> bool {
+    // We own /proc/self.
+    std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
+}
+
+/// The lab that the tests run in (`cargo xtask test` says so): `amd` or `intel`. What is the whole
+/// system's may be changed there, and put back.
+pub fn lab() -> Option<String> {
+    std::env::var("EXITVISOR_LAB")
+        .ok()
+        .filter(|lab| !lab.is_empty())
+}
+
+/// How many CPUs this host has.
+pub fn host_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Why hardware's exits cannot be traced here by whoever runs the tests; `None` where they can.
+pub fn no_ledger() -> Option<&'static str> {
+    static WHY: OnceLock<Option<String>> = OnceLock::new();
+    let why = WHY.get_or_init(|| {
+        if kvm().is_none() {
+            return Some("no usable /dev/kvm".to_owned());
+        }
+        let profile = profile("guest-kernel", &["--cmdline", "log=off"]).profile();
+        if accounts::has_ledger(&profile) {
+            return None;
+        }
+        let source = profile.sources.iter().find(|s| s.name == accounts::KERNEL);
+        Some(
+            source
+                .map_or("no kernel ledger", |s| &s.completeness)
+                .to_owned(),
+        )
+    });
+    why.as_deref()
+}
+
+/// Ends the test, as skipped, where hardware's exits are not all traced.
+#[macro_export]
+macro_rules! needs_ledger {
+    ($name:literal) => {
+        if let Some(why) = $crate::no_ledger() {
+            return $crate::skip($name, why);
+        }
+    };
+}
+
+/// A witness from now on, or a word on why the test has none.
+pub fn witness(name: &str) -> Option<witness::Witness> {
+    witness::Witness::set().map_err(|why| skip(name, &why)).ok()
 }

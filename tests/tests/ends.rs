@@ -8,11 +8,11 @@ use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use black_box::code::{
-    GREETING, asking, asking_once, flooding, halted, hello, spinning, spinning_silently,
-    triple_fault,
+    GREETING, asking, asking_once, flooding, halted, hello, spinning, spinning_deaf,
+    spinning_silently, triple_fault,
 };
 use black_box::elf::Elf;
-use black_box::{Live, Run, arg, command, kvm, needs_kvm, start};
+use black_box::{Live, Run, arg, command, kvm, lab, needs_kvm, skip, start};
 use exitvisor::profile::{EndKind, KvmKind};
 use exitvisor::status::{HUNG_UP, INTERRUPTED, KVM_ERROR, TERMINATED, TIMEOUT, TRIPLE_FAULT};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -157,13 +157,20 @@ fn a_stopped_run_goes_on() {
 fn time_limits_name_what_the_guest_did() {
     needs_kvm!("time_limits_name_what_the_guest_did");
     for (elf, did) in [
+        (spinning_silently(), "running at rip 0x100001"),
+        (spinning(), "running at rip 0x10000b"),
         (
-            spinning_silently(),
-            "running with interrupts off at rip 0x100000",
+            spinning_deaf(),
+            "running with interrupts off at rip 0x10000a",
         ),
-        (spinning(), "running with interrupts off at rip 0x10000a"),
         (halted(), "halted with interrupts off at rip 0x10000b"),
     ] {
+        if did.starts_with("running with interrupts off") && lab().as_deref() == Some("intel") {
+            // Bochs 2.7 takes no exit for the host's interrupts while the guest's are off.
+            let why = "part of it: nothing stops a guest that spins with interrupts off";
+            skip("time_limits_name_what_the_guest_did", why);
+            continue;
+        }
         let options = [&JSON[..], &["--timeout", "300ms"]].concat();
         let run = Guest::new("profile", &elf, &options).run();
         let run = run.expect_status(TIMEOUT);

@@ -1,7 +1,7 @@
 //! Gates: leaves in every layout and edition, abuse of the gate port, the hypercall, foreign debug
 //! exceptions, two CPUs at once. The guests check themselves; here are the ledger's own words on it.
 
-use black_box::{kvm, needs_kvm, profile, skip};
+use black_box::{arg, guest, kvm, needs_kvm, needs_ledger, profile, run, skip};
 use exitvisor::profile::{KvmKind, Profile};
 
 /// (exits, own) of a reason.
@@ -174,5 +174,76 @@ fn two_cpus_register_at_once() {
                 .sum();
             assert_eq!(own, 60, "each CPU asked at its own gates: {run:#?}");
         }
+    }
+}
+
+#[test]
+fn mov_dr_is_booked_by_who_made_it_exit() {
+    needs_ledger!("mov_dr_is_booked_by_who_made_it_exit");
+    const WRITES: u64 = 100;
+    for cpus in [1, 2_u32] {
+        let number = cpus.to_string();
+        let args = ["--cpus", &number, "--cmdline", &number, "--timeout", "30s"];
+        let run = profile("debug_registers", &args).expect_status(0);
+        let profile = run.profile();
+        let mut before = (0, 0);
+        let mut exits_before = 0;
+        for milestone in &profile.milestones[1..] {
+            let dr = milestone.accounts.reason(29);
+            let now = dr.map_or((0, 0), |r| (r.exits, r.own));
+            let (exits, own) = (now.0 - before.0, now.1 - before.1);
+            // KVM lets MOV DR go after the first, until something else exits.
+            let others = milestone.accounts.total - exits_before - exits;
+            match milestone.name.as_str() {
+                "armed" => assert_eq!((exits, own), (WRITES, WRITES), "{run:#?}"),
+                _ => assert!(
+                    own == 0 && (1..=others + 1).contains(&exits),
+                    "{}: {exits} exits, {own} own, {others} others",
+                    milestone.name
+                ),
+            }
+            (before, exits_before) = (now, milestone.accounts.total);
+        }
+        let names: Vec<&str> = profile.milestones.iter().map(|m| m.name.as_str()).collect();
+        let each = ["before", "armed", "after"];
+        let expected: Vec<&str> = (0..cpus).flat_map(|_| each).collect();
+        assert_eq!(names[1..], expected);
+        for vcpu in &profile.vcpus {
+            let dr = vcpu.reason(29).map(|r| r.own);
+            assert_eq!(dr, Some(WRITES), "each CPU has its own");
+        }
+    }
+}
+
+#[test]
+fn that_breakpoints_are_masked_is_reported() {
+    needs_kvm!("that_breakpoints_are_masked_is_reported");
+    let kernel = guest("gates");
+    let shown = run(&["profile", "--kernel", arg(&kernel), "--timeout", "20s"]).expect_status(0);
+    // It may be wrapped.
+    let line = shown
+        .stdout
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    assert!(line.contains("at most 4 of 4 armed"), "{line}");
+    let masked = line.contains("masking the guest's own hardware breakpoints");
+    assert_eq!(masked, kvm() != Some(KvmKind::Software), "{line}");
+    // A guest without gates has nothing masked.
+    let kernel = guest("ends");
+    let none = run(&["profile", "--kernel", arg(&kernel)]).expect_status(0);
+    assert!(!none.stdout.contains("masking"), "{}", none.stdout);
+}
+
+#[test]
+fn foreign_debug_exceptions_are_counted_and_given_back() {
+    needs_kvm!("foreign_debug_exceptions_are_counted_and_given_back");
+    for (part, gates) in [("1", 1), ("4", 2)] {
+        let run = profile("debug", &["--cmdline", part, "--timeout", "10s"]).expect_status(0);
+        let profile = run.profile();
+        // That they arrive the guest has checked itself.
+        assert_eq!(profile.gates.armed, gates, "{:?}", profile.gates);
+        let (all, own) = exits(&profile, 0);
+        assert_eq!(all - own, profile.gates.foreign, "{run:#?}");
     }
 }

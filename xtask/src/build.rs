@@ -20,7 +20,7 @@ use crate::workspace;
 pub(crate) struct Build {}
 
 /// What a build leaves behind.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Built {
     /// The hypervisor.
     pub(crate) exitvisor: PathBuf,
@@ -82,10 +82,22 @@ struct Message {
 #[derive(Deserialize)]
 struct Target {
     name: String,
+    src_path: PathBuf,
 }
 
-/// Runs `cargo build` and collects the executables it names, whatever the target folder is.
-fn executables(step: Step) -> anyhow::Result<Vec<(String, PathBuf)>> {
+/// An executable that cargo has built.
+#[derive(Debug)]
+pub(crate) struct Executable {
+    name: String,
+    /// The file its source begins with.
+    pub(crate) source: PathBuf,
+    /// Where it is.
+    pub(crate) path: PathBuf,
+}
+
+/// Runs `cargo build` (or `cargo test --no-run`) and collects the executables it names, whatever
+/// the target folder is.
+pub(crate) fn executables(step: Step) -> anyhow::Result<Vec<Executable>> {
     // The messages are for us, not worth showing: people see cargo's usual output on stderr.
     step.echo();
     let what = step.to_string();
@@ -104,7 +116,11 @@ fn executables(step: Step) -> anyhow::Result<Vec<(String, PathBuf)>> {
                 executable: Some(path),
             }) = message
             {
-                found.push((target.name, path));
+                found.push(Executable {
+                    name: target.name,
+                    source: target.src_path,
+                    path,
+                });
             }
         }
     }
@@ -114,8 +130,8 @@ fn executables(step: Step) -> anyhow::Result<Vec<(String, PathBuf)>> {
     }
 }
 
-fn named(found: &[(String, PathBuf)], name: &str) -> anyhow::Result<PathBuf> {
-    let wanted = found.iter().find(|(found, _)| found == name);
-    let (_, path) = wanted.with_context(|| format!("cargo built no executable named {name}"))?;
-    Ok(path.clone())
+fn named(found: &[Executable], name: &str) -> anyhow::Result<PathBuf> {
+    let wanted = found.iter().find(|found| found.name == name);
+    let wanted = wanted.with_context(|| format!("cargo built no executable named {name}"))?;
+    Ok(wanted.path.clone())
 }

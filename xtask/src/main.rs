@@ -50,6 +50,8 @@ enum Task {
     Bench(bench::Bench),
     Lab(lab::Lab),
     Ci(ci::Ci),
+    TestLab(test::OneLab),
+    TestInside(test::Inside),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +69,8 @@ fn main() -> ExitCode {
             Task::Bench(task) => task.run(),
             Task::Lab(task) => task.run(),
             Task::Ci(task) => task.run(),
+            Task::TestLab(task) => task.run(),
+            Task::TestInside(task) => task.run(),
         });
     ExitCode::from(result.unwrap_or_else(|error| complain(&error)))
 }

@@ -1,27 +1,48 @@
 //! `cargo xtask test`: every test, and a word on each that was skipped.
 
+mod inside;
+mod labs;
+mod suite;
+
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use crate::build;
+pub(crate) use inside::Inside;
+pub(crate) use labs::OneLab;
+use labs::Plan;
+use suite::Suite;
+
+use crate::build::{self, Built};
 use crate::step::Step;
 use crate::workspace;
 
 /// The variable that tells tests into which file they write `skipped: NAME: WHY`.
 const SKIPPED: &str = "EXITVISOR_SKIPPED";
 
-/// Run every test: unit tests, and black-box tests on the built guests
+/// Run every test: unit tests, and black-box tests on the built guests, on this machine and in labs
+///
+/// With options of cargo test, only this machine's tests run, unless --on says more.
 #[derive(Debug, Default, Args)]
 #[command(after_help = "Examples:
   cargo xtask test
-  cargo xtask test gate                  tests with `gate` in their name
+  cargo xtask test --all                 also what takes long: every lab
+  cargo xtask test --on host             this machine only
+  cargo xtask test --on intel-lab gate   there only, tests with `gate` in their name
+  cargo xtask test gate                  this machine, tests with `gate` in their name
   cargo xtask test --package exitvisor   one package
   cargo xtask test -- --nocapture        what follows `--` goes to the test programs")]
 pub(crate) struct Test {
+    /// Also run what takes long
+    #[arg(long)]
+    all: bool,
+    /// Run the tests only here: host, amd-lab, amd-lab-6.1, …, several with commas; comes before
+    /// the options of cargo test
+    #[arg(long, value_name = "WHERE", value_delimiter = ',', value_parser = place)]
+    on: Vec<Place>,
     /// Options of `cargo test`
     #[arg(value_name = "OPTIONS OF CARGO TEST", allow_hyphen_values = true)]
     options: Vec<OsString>,
@@ -30,10 +51,75 @@ pub(crate) struct Test {
     of_programs: Vec<OsString>,
 }
 
+/// Where tests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// On this machine.
+    Host,
+    /// In a lab.
+    Lab(Suite),
+}
+
+fn place(name: &str) -> Result<Place, String> {
+    if name == "host" {
+        return Ok(Place::Host);
+    }
+    Suite::from_str(name, false).map(Place::Lab).map_err(|_| {
+        let names: Vec<String> = Suite::ALL.into_iter().map(Suite::name).collect();
+        format!("expected host, {}", names.join(", "))
+    })
+}
+
 impl Test {
     /// Builds what the black-box tests start, then tests.
     pub(crate) fn run(self) -> anyhow::Result<u8> {
+        let (on_host, suites) = self.places();
         let built = build::build()?;
+        if suites.is_empty() {
+            return self.on_host(&built);
+        }
+        let tests = Step::cargo().args(["test", "--no-run", "--workspace"]);
+        let programs = build::executables(tests)?;
+        let plan = Plan {
+            suites,
+            programs: labs::built_from(&programs, "tests/tests"),
+            own: labs::built_from(&programs, "hypervisor/src/lib.rs"),
+            options: self.of_lab_programs(),
+            built: built.clone(),
+        };
+        let left_out = left_out(&plan.suites);
+        let status = plan.run_beside(|| if on_host { self.on_host(&built) } else { Ok(0) })?;
+        if self.on.is_empty() && !left_out.is_empty() {
+            println!("left out, --all runs it: {left_out}");
+        }
+        Ok(status)
+    }
+
+    /// Whether this machine's tests run, and those of which labs.
+    fn places(&self) -> (bool, Vec<Suite>) {
+        if self.on.is_empty() {
+            let labs: &[Suite] = match (self.all, self.options().is_empty()) {
+                (true, _) => &Suite::ALL,
+                (false, true) => &Suite::USUAL,
+                (false, false) => &[],
+            };
+            return (true, labs.to_vec());
+        }
+        let labs = self.on.iter().filter_map(|place| match place {
+            Place::Host => None,
+            Place::Lab(suite) => Some(*suite),
+        });
+        (self.on.contains(&Place::Host), labs.collect())
+    }
+
+    /// Which of the options the test programs of a lab get: the filter, and theirs.
+    fn of_lab_programs(&self) -> Vec<OsString> {
+        let is_filter = |option: &&OsString| !option.to_string_lossy().starts_with('-');
+        let filters = self.options.iter().filter(is_filter);
+        filters.chain(&self.of_programs).cloned().collect()
+    }
+
+    fn on_host(&self, built: &Built) -> anyhow::Result<u8> {
         // Captured output of a passing test is not shown, so skipped tests report by a file.
         let list = workspace::output_folder()?.join("skipped.txt");
         fs::write(&list, "").with_context(|| format!("cannot write {}", list.display()))?;
@@ -69,6 +155,14 @@ impl Test {
     }
 }
 
+/// The labs that are not among these.
+fn left_out(suites: &[Suite]) -> String {
+    let others = Suite::ALL
+        .into_iter()
+        .filter(|suite| !suites.contains(suite));
+    others.map(Suite::title).collect::<Vec<_>>().join("; ")
+}
+
 /// One line per skipped test, in order, and their number; nothing if there was none.
 fn summary(skipped: &str) -> String {
     let mut lines: Vec<&str> = skipped
@@ -89,7 +183,33 @@ fn summary(skipped: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::summary;
+    use super::*;
+
+    #[test]
+    fn where_tests_run() {
+        let test = |on: &[&str], all, options: &[&str]| Test {
+            all,
+            on: on.iter().map(|name| place(name).unwrap()).collect(),
+            options: options.iter().map(OsString::from).collect(),
+            of_programs: Vec::new(),
+        };
+        let usual = Suite::USUAL.to_vec();
+        assert_eq!(test(&[], false, &[]).places(), (true, usual));
+        assert_eq!(
+            test(&[], true, &["x"]).places(),
+            (true, Suite::ALL.to_vec())
+        );
+        assert_eq!(test(&[], false, &["gate"]).places(), (true, vec![]));
+        assert_eq!(
+            test(&["amd-lab"], false, &[]).places(),
+            (false, vec![Suite::Amd])
+        );
+        let options = test(&[], false, &["gate", "--release"]).of_lab_programs();
+        assert_eq!(options, ["gate"]);
+        assert!(place("nowhere").unwrap_err().contains("intel-lab"));
+        assert_eq!(left_out(&Suite::ALL), "");
+        assert!(left_out(&Suite::USUAL).contains("Intel lab 6.1; "));
+    }
 
     #[test]
     fn skipped_tests_are_named_and_counted() {

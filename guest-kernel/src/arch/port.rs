@@ -56,8 +56,8 @@ pub fn in32(port: u16) -> u32 {
     value
 }
 
-/// Writes all bytes to one port with one instruction (`rep outsb`): one exit on hardware KVM, one
-/// per byte on software KVM.
+/// Writes all bytes to one port with one instruction (`rep outsb`): one exit where KVM
+/// hands out strings, one per byte where it emulates them (see [`crate::workload`]).
 pub fn out_bytes(port: u16, bytes: &[u8]) {
     // SAFETY: the instruction reads `bytes.len()` bytes from the slice, upwards (the direction
     // flag is clear in Rust code), and writes no memory.

@@ -19,6 +19,8 @@ pub enum Kind {
     Cpuid,
     /// OUT of a byte to [`exit_abi::port::SCRATCH`].
     Pio,
+    /// IN of a byte from the same port.
+    Pin,
     /// A read of [`exit_abi::SCRATCH_PAGE`].
     Mmio,
     /// HLT, ended by the LAPIC timer.
@@ -51,6 +53,7 @@ pub enum Kind {
 const TABLE: &[(Kind, &str, Reason)] = &[
     (Kind::Cpuid, "cpuid", Reason::CPUID),
     (Kind::Pio, "pio", Reason::IO),
+    (Kind::Pin, "pin", Reason::IO),
     (Kind::Mmio, "mmio", Reason::EPT_MISCONFIG),
     (Kind::Hlt, "hlt", Reason::HLT),
     (Kind::Rdmsr, "rdmsr", Reason::RDMSR),
@@ -89,7 +92,7 @@ impl Kind {
 
     /// Whether the VMM serves it, so that no exit can be finished in the kernel.
     pub const fn is_served_by_vmm(self) -> bool {
-        matches!(self, Self::Pio | Self::Mmio | Self::Outs)
+        matches!(self, Self::Pio | Self::Pin | Self::Mmio | Self::Outs)
     }
 
     /// Which counts are right after `count` repetitions and `strays` more exits.

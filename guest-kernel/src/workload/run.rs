@@ -127,6 +127,9 @@ fn repeat(item: Item, ready: &Ready) -> Result<u64, Fault> {
                 let _ = gate::cpuid(0, 0);
             }
             Kind::Pio => port::out8(scratch_port, 0),
+            Kind::Pin => {
+                let _ = port::in8(scratch_port);
+            }
             Kind::Mmio => {
                 let _ = scratch::read();
             }

@@ -253,6 +253,14 @@ pub(crate) fn run(job: &Job) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
+/// Fetches what a lab needs, if it is not there yet.
+pub(crate) fn prepare(host: Host, version: Version) -> anyhow::Result<()> {
+    let packages = packages(&Own::default().or_environment())?;
+    host.machine(&packages)?;
+    version.kernel(&packages)?;
+    Ok(())
+}
+
 fn signal_number(signal: Signal) -> u8 {
     u8::try_from(signal as i32).unwrap_or(0)
 }

@@ -1,11 +1,19 @@
-//! Ports and addresses at which nothing is, in every width, and strings of 64 KiB.
+//! Ports and addresses at which nothing is, in every width, and strings.
+//!
+//! Command line: how many bytes a string has, up to 65,536, a multiple of 4.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 guest_kernel::entry!(guest);
 
 static mut BUFFER: [u8; 65536] = [0x5A; 65536];
 
+#[cfg(not(target_os = "none"))]
 fn guest(_: u32) -> u32 {
+    0
+}
+
+#[cfg(target_os = "none")]
+fn guest(start_info: u32) -> u32 {
     use core::arch::asm;
     use exit_abi::port as ports;
     use guest_kernel::arch::port;
@@ -52,6 +60,7 @@ fn guest(_: u32) -> u32 {
         }
     }
 
+    let length = u64::from(test_guests::cmdline_number(start_info)).clamp(4, 65536);
     let buffer = &raw mut BUFFER;
     for (port, width) in [
         (ports::SCRATCH, 1),
@@ -60,8 +69,8 @@ fn guest(_: u32) -> u32 {
         (ports::GATE_COMMAND, 4),
         (ports::MILESTONE_NAME, 1),
     ] {
-        let count = 65536_u64 / width;
-        // SAFETY: OUTS reads and INS writes `count * width` = 65,536 bytes of `buffer`.
+        let count = length / width;
+        // SAFETY: OUTS reads and INS writes `count * width` bytes, at most the 65,536 of `buffer`.
         unsafe {
             match width {
                 1 => {
@@ -77,10 +86,10 @@ fn guest(_: u32) -> u32 {
         }
     }
     for (port, expected) in [(ports::SCRATCH, 0), (0x1234, 0xFF)] {
-        // SAFETY: INS writes 65,536 bytes to `buffer`, of which nobody else knows.
+        // SAFETY: INS writes at most the 65,536 bytes of `buffer`, of which nobody else knows.
         let last = unsafe {
-            asm!("rep insb", in("dx") port, inout("rdi") buffer => _, inout("rcx") 65536_u64 => _);
-            (*buffer)[65535]
+            asm!("rep insb", in("dx") port, inout("rdi") buffer => _, inout("rcx") length => _);
+            (*buffer)[length as usize - 1]
         };
         check_eq(9, last, expected, "the last byte of a string in");
     }
