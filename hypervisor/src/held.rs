@@ -8,8 +8,8 @@ use kvm_ioctls::Kvm;
 use crate::boot::files::Files;
 use crate::config::Config;
 use crate::error::Error;
-use crate::exits::source::open::KernelSide;
-use crate::profile::KvmKind;
+use crate::exits::source::open::{self, KernelSide};
+use crate::profile::{KvmKind, SourceInfo};
 
 /// What is held.
 #[derive(Default)]
@@ -33,6 +33,18 @@ impl Held {
     pub fn kernel(&mut self, config: &Config, kvm: KvmKind) -> &KernelSide {
         self.kernel
             .get_or_insert_with(|| KernelSide::open(&config.kernel_ledger, kvm, config.cpus.get()))
+    }
+
+    /// What the sources missed, now that the run is over: added to what is said of them.
+    pub fn admit_gaps(&self, sources: &mut [SourceInfo]) {
+        let Some(kernel) = &self.kernel else { return };
+        let gaps = kernel.ledger.as_deref().and_then(open::gaps);
+        let info = sources
+            .iter_mut()
+            .find(|info| info.name == kernel.info.name);
+        if let Some((gaps, info)) = gaps.zip(info) {
+            info.completeness = format!("{}; {gaps}", info.completeness);
+        }
     }
 
     /// What a person is to be told before the guest runs.

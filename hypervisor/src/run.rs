@@ -34,7 +34,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
     // Everything is open, and no thread has been started yet.
     privileges::drop_all().map_err(host_error("drop its capabilities"))?;
     let (kvm, tsc_khz) = (vm.kvm, vm.tsc_khz);
-    let sources = mem::take(&mut vm.sources);
+    let mut sources = mem::take(&mut vm.sources);
     let images = mem::take(&mut vm.images);
     let reasons = reasons(config, kvm, &vm.shared.books);
 
@@ -64,6 +64,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
     }
     // Gives the terminal and the signals back.
     drop(session);
+    held.admit_gaps(&mut sources);
 
     let Pass {
         end: first_end,

@@ -26,12 +26,12 @@ use crate::devices::console::Console;
 use crate::devices::control::{Cause, Control};
 use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
-use crate::exits::books::{Books, Figures, Scratch};
+use crate::exits::books::{Asks, Books, Figures, Scratch};
 use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
 use crate::exits::ledger::{Entry, Ledger, Owner};
 use crate::exits::milestone::{Clocks, Milestones, Name};
 use crate::exits::reason::kvm::{self, KvmExit};
-use crate::exits::source::kernel::{KernelLedger, Mark};
+use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
 use crate::memory::Memory;
 use crate::profile::KvmKind;
 
@@ -51,6 +51,8 @@ const HLT: u8 = 0xF4;
 const COM1_LAST: u16 = port::COM1 + 7;
 /// After this many identical stops in a row a host is taken to ignore RF.
 const RF_PATIENCE: u32 = 3;
+/// On how many threads more than one a vCPU is tried for which the kernel-side ledger has no place.
+const THREADS_MAX: u32 = 8;
 
 /// What the vCPUs of a VM share.
 pub struct Shared {
@@ -263,23 +265,47 @@ impl Vcpu {
     }
 
     /// Runs it on a thread of its own until the run ends.
-    pub fn spawn(mut self) -> io::Result<JoinHandle<Option<Standing>>> {
+    pub fn spawn(self) -> io::Result<JoinHandle<Option<Standing>>> {
+        self.spawn_again(THREADS_MAX)
+    }
+
+    /// The same, on one of at most so many threads: one whose id the kernel-side ledger has no place
+    /// for waits for another that has one.
+    fn spawn_again(mut self, left: u32) -> io::Result<JoinHandle<Option<Standing>>> {
         thread::Builder::new()
             .name(format!("vcpu{}", self.index))
             .spawn(move || {
-                // SAFETY: pthread_self has no preconditions.
-                self.enlist(Some(unsafe { libc::pthread_self() }));
-                self.enlist_in_kernel();
-                let result = catch_unwind(AssertUnwindSafe(|| self.run()));
-                self.enlist(None);
-                self.shared.gates.gone(self.index);
-                if result.is_err() {
-                    let what =
-                        format!("vCPU {} panicked: this is a fault of Exitvisor", self.index);
-                    self.shared.control.finish(Cause::Internal(what));
+                if self.has_no_place() && left > 0 {
+                    let shared = self.shared.clone();
+                    return match self.spawn_again(left - 1) {
+                        Ok(thread) => thread.join().ok().flatten(),
+                        Err(error) => {
+                            let what = format!("cannot start a thread: {error}");
+                            shared.control.finish(Cause::Internal(what));
+                            None
+                        }
+                    };
                 }
-                self.standing()
+                self.live()
             })
+    }
+
+    /// The thread's life.
+    fn live(&mut self) -> Option<Standing> {
+        // SAFETY: pthread_self has no preconditions.
+        self.enlist(Some(unsafe { libc::pthread_self() }));
+        let result = catch_unwind(AssertUnwindSafe(|| self.run()));
+        self.enlist(None);
+        self.shared.gates.gone(self.index);
+        if let Some(kernel) = &self.shared.kernel {
+            // Cannot fail but for a vCPU that it does not know, of which it has nothing to forget.
+            let _ = kernel.delist(self.index as u32);
+        }
+        if result.is_err() {
+            let what = format!("vCPU {} panicked: this is a fault of Exitvisor", self.index);
+            self.shared.control.finish(Cause::Internal(what));
+        }
+        self.standing()
     }
 
     /// Tells the others by which thread this vCPU can be kicked.
@@ -294,13 +320,19 @@ impl Vcpu {
         }
     }
 
-    /// Tells the kernel-side ledger that this thread is the vCPU.
-    fn enlist_in_kernel(&self) {
-        if let Some(kernel) = &self.shared.kernel
-            && let Err(error) = kernel.enlist(self.index as u32)
-        {
-            // Its exits are counted all the same; that they are not timed shows in the profile.
-            tracing::warn!(vcpu = self.index, %error, "the kernel ledger cannot time this vCPU");
+    /// Tells the kernel-side ledger that this thread is the vCPU; whether it has no place for it.
+    fn has_no_place(&self) -> bool {
+        let Some(kernel) = &self.shared.kernel else {
+            return false;
+        };
+        match kernel.enlist(self.index as u32) {
+            Ok(()) => false,
+            Err(EnlistError::Collision) => true,
+            Err(error) => {
+                // Its exits are counted all the same; that they are not timed shows in the profile.
+                tracing::warn!(vcpu = self.index, %error, "the kernel ledger cannot time a vCPU");
+                false
+            }
         }
     }
 
@@ -583,8 +615,11 @@ impl Vcpu {
     fn milestone(&mut self, number: u32, name: Name) {
         let turn = self.shared.milestones.turn();
         let clocks = self.shared.clocks();
-        self.shared.books.all(&mut self.scratch);
-        let asks = self.shared.books.asks();
+        let mut asks = Asks::default();
+        if !turn.is_full() {
+            self.shared.books.all(&mut self.scratch);
+            asks = self.shared.books.asks();
+        }
         let figures = &self.scratch.figures;
         turn.record(number, name, self.index as u32, clocks, figures, asks);
     }

@@ -6,6 +6,7 @@
 //! total has beyond the sum is the residual: shown, never spread. Both are per vCPU, so that an
 //! excess on one does not hide a residual on another.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use exit_abi::leaf::flags;
@@ -14,7 +15,9 @@ use exit_abi::reason::{COUNT, Edition, Reason};
 use super::ledger::{Ledger, RowCopy};
 use super::source::kernel::slots::{self, SLOTS};
 use super::source::{Sample, Source, SourceKind};
+use super::sparse::Sparse;
 use crate::profile::figures::merged;
+use crate::profile::fixed::driver;
 use crate::profile::{Accounts, Ask, CodeAccount, EventAccount, Histogram, KvmKind, ReasonAccount};
 
 /// One vCPU's ledger and the sources that speak of it.
@@ -50,10 +53,10 @@ impl Default for Line {
 }
 
 /// Figures at one instant: fixed size, copied in place.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Figures {
     /// Per reason.
-    pub lines: [Line; COUNT],
+    pub lines: Sparse<Line, COUNT>,
     /// KVM's own total where a source has one, else what is attributed.
     pub total: u64,
     /// Exits without a basic exit reason.
@@ -74,12 +77,12 @@ pub struct Figures {
     pub vmm_cycles: u64,
     /// How many of them are the profiler's own.
     pub own_vmm_cycles: u64,
-    /// TSC cycles that vCPUs waited in HLT.
+    /// TSC cycles that vCPUs waited in HLT: in timed exits alone, where every exit is timed.
     pub blocked_cycles: u64,
     /// Exits by the processor's own code, by the kernel ledger's slots.
-    pub codes: [u64; SLOTS],
+    pub codes: Sparse<u64, SLOTS>,
     /// What KVM emulated, per reason: events, not exits.
-    pub events: [Events; COUNT],
+    pub events: Sparse<Events, COUNT>,
 }
 
 /// Events of one reason.
@@ -91,33 +94,55 @@ pub struct Events {
     pub own: u64,
 }
 
-impl Default for Figures {
-    fn default() -> Self {
-        Self {
-            lines: [Line::default(); COUNT],
-            total: 0,
-            other: 0,
-            residual: 0,
-            own_residual: 0,
-            excess: 0,
-            failed: 0,
-            userspace: 0,
-            own_userspace: 0,
-            vmm_cycles: 0,
-            own_vmm_cycles: 0,
-            blocked_cycles: 0,
-            codes: [0; SLOTS],
-            events: [Events::default(); COUNT],
-        }
-    }
+/// The reason of a place in a table of reasons.
+fn named(place: usize) -> Option<Reason> {
+    Reason::new(u32::try_from(place).ok()?)
 }
 
 impl Figures {
+    /// Makes all zeros.
+    fn clear(&mut self) {
+        let Self {
+            lines,
+            total,
+            other,
+            residual,
+            own_residual,
+            excess,
+            failed,
+            userspace,
+            own_userspace,
+            vmm_cycles,
+            own_vmm_cycles,
+            blocked_cycles,
+            codes,
+            events,
+        } = self;
+        lines.clear();
+        codes.clear();
+        events.clear();
+        for sum in [
+            total,
+            other,
+            residual,
+            own_residual,
+            excess,
+            failed,
+            userspace,
+            own_userspace,
+            vmm_cycles,
+            own_vmm_cycles,
+            blocked_cycles,
+        ] {
+            *sum = 0;
+        }
+    }
+
     /// Attributed exits.
     pub fn attributed(&self) -> u64 {
         self.lines
             .iter()
-            .map(|l| l.row.exits)
+            .map(|(_, l)| l.row.exits)
             .fold(self.other, u64::saturating_add)
     }
 
@@ -130,7 +155,7 @@ impl Figures {
     pub fn cycles(&self) -> u64 {
         self.lines
             .iter()
-            .map(|l| l.row.cycles)
+            .map(|(_, l)| l.row.cycles)
             .fold(0, u64::saturating_add)
     }
 
@@ -138,7 +163,6 @@ impl Figures {
     pub fn map(&self) -> u128 {
         self.lines
             .iter()
-            .enumerate()
             .filter(|(_, l)| l.row.exits > 0)
             .fold(0, |map, (i, _)| map | 1 << i)
     }
@@ -148,14 +172,19 @@ impl Figures {
         if sample.complete {
             self.other = sample.other;
             self.failed = sample.failed;
-            self.codes = sample.codes;
+            self.codes.clear();
+            for (slot, exits) in sample.codes.iter() {
+                self.codes[slot] = *exits;
+            }
         } else {
             self.other = self.other.max(sample.other);
         }
-        for (events, all) in self.events.iter_mut().zip(&sample.events) {
+        for (reason, all) in sample.events.iter() {
+            let events = &mut self.events[reason];
             events.all = events.all.max(*all);
         }
-        for (line, row) in self.lines.iter_mut().zip(&sample.rows) {
+        for reason in self.lines.used_with(&sample.rows) {
+            let (line, row) = (&mut self.lines[reason], &sample.rows[reason]);
             if !sample.complete && row.exits <= line.row.exits {
                 continue;
             }
@@ -173,7 +202,8 @@ impl Figures {
 
     /// Adds another vCPU's.
     fn add(&mut self, other: &Self) {
-        for (line, more) in self.lines.iter_mut().zip(&other.lines) {
+        for (reason, more) in other.lines.iter() {
+            let line = &mut self.lines[reason];
             let (a, b) = (&mut line.row, &more.row);
             // A longest exit tells that the guest has a timed one; to compare `timed` with `own`
             // does not, for the profiler's last is counted and not timed yet.
@@ -202,10 +232,12 @@ impl Figures {
         self.vmm_cycles = self.vmm_cycles.saturating_add(other.vmm_cycles);
         self.own_vmm_cycles = self.own_vmm_cycles.saturating_add(other.own_vmm_cycles);
         self.blocked_cycles = self.blocked_cycles.saturating_add(other.blocked_cycles);
-        for (code, more) in self.codes.iter_mut().zip(&other.codes) {
+        for (slot, more) in other.codes.iter() {
+            let code = &mut self.codes[slot];
             *code = code.saturating_add(*more);
         }
-        for (events, more) in self.events.iter_mut().zip(&other.events) {
+        for (reason, more) in other.events.iter() {
+            let events = &mut self.events[reason];
             events.all = events.all.saturating_add(more.all);
             events.own = events.own.saturating_add(more.own);
         }
@@ -219,11 +251,12 @@ impl Figures {
             own_residual: self.own_residual,
             excess: self.excess,
             other: self.other,
-            reasons: Reason::all()
-                .zip(&self.lines)
+            reasons: self
+                .lines
+                .iter()
                 .filter(|(_, l)| l.row.exits > 0)
                 .map(|(reason, l)| ReasonAccount {
-                    reason: reason.number(),
+                    reason: reason as u8,
                     exits: l.row.exits,
                     own: l.row.own,
                     timed: l.row.timed,
@@ -244,7 +277,6 @@ impl Figures {
             codes: self
                 .codes
                 .iter()
-                .enumerate()
                 .filter(|(_, exits)| **exits > 0)
                 .map(|(slot, &exits)| {
                     let slot = slots::describe(kvm, slot);
@@ -256,11 +288,12 @@ impl Figures {
                     }
                 })
                 .collect(),
-            emulated: Reason::all()
-                .zip(&self.events)
+            emulated: self
+                .events
+                .iter()
                 .filter(|(_, events)| events.all > 0)
                 .map(|(reason, events)| EventAccount {
-                    reason: reason.number(),
+                    reason: reason as u8,
                     events: events.all,
                     own: events.own,
                 })
@@ -270,6 +303,14 @@ impl Figures {
         }
     }
 }
+
+/// How often a vCPU is read at most until its sources agree. (Where they never do, because KVM
+/// counts what was no exit, that is what a reading costs.)
+const READINGS: usize = 3;
+
+/// Most that are told apart of what all vCPUs together asked for. One vCPU's table has some thousand
+/// places, and an honest guest needs a tenth of it.
+const ASKS_MOST: usize = 8192;
 
 /// What was asked for, all vCPUs together.
 #[derive(Clone, Debug, Default)]
@@ -281,16 +322,40 @@ pub struct Asks {
 }
 
 impl Asks {
-    /// Adds another vCPU's.
-    fn add(&mut self, other: &Self) {
-        for ask in &other.list {
-            let key = |ask: &Ask| (ask.kind, ask.index);
-            match self.list.binary_search_by_key(&key(ask), key) {
-                Ok(at) => self.list[at].count = self.list[at].count.saturating_add(ask.count),
-                Err(at) => self.list.insert(at, *ask),
-            }
+    /// Those of several vCPUs together.
+    fn sum(of: impl Iterator<Item = Self>) -> Self {
+        let mut sum = Self::default();
+        for asks in of {
+            sum.list.extend(asks.list);
+            sum.dropped = sum.dropped.saturating_add(asks.dropped);
         }
-        self.dropped = self.dropped.saturating_add(other.dropped);
+        sum.list.sort_unstable();
+        sum.list.dedup_by(|later, kept| {
+            let same = (later.kind, later.index) == (kept.kind, kept.index);
+            if same {
+                kept.count = kept.count.saturating_add(later.count);
+            }
+            same
+        });
+        sum
+    }
+
+    /// Keeps no more than so many, the most frequent, and those that time drives: they tell the
+    /// fixed count. The others are counted as dropped.
+    pub fn shorten(&mut self, most: usize) {
+        if self.list.len() <= most {
+            return;
+        }
+        let (mut kept, mut rest): (Vec<Ask>, Vec<Ask>) =
+            self.list.iter().partition(|ask| driver(ask).is_some());
+        rest.sort_unstable_by_key(|ask| (Reverse(ask.count), ask.kind, ask.index));
+        let lost = rest.split_off(most.min(rest.len()));
+        for ask in lost {
+            self.dropped = self.dropped.saturating_add(ask.count);
+        }
+        kept.append(&mut rest);
+        kept.sort_unstable();
+        self.list = kept;
     }
 }
 
@@ -326,18 +391,34 @@ impl Books {
     }
 
     /// Figures of one vCPU, by way of `sample`.
+    ///
+    /// A vCPU that runs on meanwhile can move between one source and the next. Where a source has
+    /// every exit, it must agree with KVM's total: if not, they are read again, a few times.
     fn read_vcpu(book: &VcpuBook, sample: &mut Sample, into: &mut Figures) {
-        *into = Figures::default();
+        for _ in 0..READINGS {
+            let complete = Self::read_once(book, sample, into);
+            if !complete || (into.residual, into.excess) == (0, 0) {
+                return;
+            }
+        }
+    }
+
+    /// One reading; whether some source sees every exit with its reason.
+    fn read_once(book: &VcpuBook, sample: &mut Sample, into: &mut Figures) -> bool {
+        into.clear();
         let mut total = None;
+        let (mut complete, mut times_all) = (false, false);
         for source in &book.sources {
             source.sample(sample);
             total = sample.total.or(total);
             into.blocked_cycles = into.blocked_cycles.max(sample.blocked_cycles);
+            complete |= sample.complete;
+            times_all |= sample.complete && sample.rows.iter().any(|(_, row)| row.timed > 0);
             into.merge(sample, source.kind());
             if source.kind() == SourceKind::Run {
                 // What the loop has timed is the VMM's share; a better source times the whole.
                 let sum = |of: fn(&RowCopy) -> u64| {
-                    let rows = into.lines.iter().map(|line| of(&line.row));
+                    let rows = into.lines.iter().map(|(_, line)| of(&line.row));
                     rows.fold(0, u64::saturating_add)
                 };
                 (into.userspace, into.own_userspace) = (
@@ -348,17 +429,21 @@ impl Books {
                     (sum(|row| row.cycles), sum(|row| row.own_cycles));
             }
         }
+        if times_all {
+            // KVM has waits, too, that are no part of a timed exit: for a start-up IPI, and in the
+            // HLT in which a run ends.
+            let halted = into.lines[Reason::HLT.index()].row.cycles;
+            into.blocked_cycles = into.blocked_cycles.min(halted);
+        }
         into.total = total.unwrap_or_else(|| into.attributed());
         let attributed = into.attributed();
         into.residual = into.total.saturating_sub(attributed);
         into.own_residual = book.ledger.own_residual().min(into.residual);
         into.excess = attributed.saturating_sub(into.total);
-        for (reason, line) in Reason::all().zip(&mut into.lines) {
-            let row = &mut line.row;
-            row.own = row
-                .own
-                .saturating_add(book.ledger.unseen_own(reason))
-                .min(row.exits);
+        for reason in into.lines.used() {
+            let row = &mut into.lines[reason].row;
+            let unseen = named(reason).map_or(0, |r| book.ledger.unseen_own(r));
+            row.own = row.own.saturating_add(unseen).min(row.exits);
         }
         let guarded = &mut into.lines[Reason::DR_ACCESS.index()];
         if guarded.source == SourceKind::Kernel {
@@ -368,7 +453,8 @@ impl Books {
             row.own_timed = row.own_timed.max(own.timed);
             row.own_cycles = row.own_cycles.max(own.cycles);
         }
-        for Line { row, .. } in &mut into.lines {
+        for reason in into.lines.used() {
+            let row = &mut into.lines[reason].row;
             row.own = row.own.min(row.exits);
             row.own_timed = row.own_timed.min(row.own).min(row.timed);
             row.own_cycles = row.own_cycles.min(row.cycles);
@@ -378,26 +464,32 @@ impl Books {
                 (row.min, row.max) = (0, 0);
             }
         }
-        for (reason, events) in Reason::all().zip(&mut into.events) {
-            let seen = match reason {
+        for place in into.events.used() {
+            let seen = match named(place) {
                 // Each event of these has reached the VMM.
-                Reason::IO | Reason::EPT_MISCONFIG => into.lines[reason.index()].row.own,
-                _ => book.ledger.unseen_own_events(reason),
+                Some(Reason::IO | Reason::EPT_MISCONFIG) => into.lines[place].row.own,
+                reason => reason.map_or(0, |r| book.ledger.unseen_own_events(r)),
             };
+            let events = &mut into.events[place];
             events.own = seen.min(events.all);
         }
+        complete
     }
 
     /// Books a section of the profiler's own that lies between two readings of its vCPU: whatever
     /// the sources counted in it, KVM_RUN having seen it or not, was the profiler's doing.
     pub fn settle(&self, vcpu: usize, before: &Figures, after: &Figures) {
         let ledger = &self.vcpus[vcpu].ledger;
-        for (reason, (b, a)) in Reason::all().zip(before.lines.iter().zip(&after.lines)) {
+        for (place, a) in after.lines.iter() {
+            let Some(reason) = named(place) else { continue };
+            let b = &before.lines[place];
             let exits = a.row.exits.saturating_sub(b.row.exits);
             let seen = a.row.own.saturating_sub(b.row.own);
             ledger.settle(reason, exits.saturating_sub(seen));
         }
-        for (reason, (b, a)) in Reason::all().zip(before.events.iter().zip(&after.events)) {
+        for (place, a) in after.events.iter() {
+            let Some(reason) = named(place) else { continue };
+            let b = &before.events[place];
             ledger.settle_events(reason, a.all.saturating_sub(b.all));
         }
         let total = after.total.saturating_sub(before.total);
@@ -419,7 +511,7 @@ impl Books {
         if let [only] = self.vcpus.as_slice() {
             return Self::read_vcpu(only, &mut scratch.sample, &mut scratch.figures);
         }
-        scratch.figures = Figures::default();
+        scratch.figures.clear();
         for book in &self.vcpus {
             Self::read_vcpu(book, &mut scratch.sample, &mut scratch.vcpu);
             scratch.figures.add(&scratch.vcpu);
@@ -428,10 +520,8 @@ impl Books {
 
     /// What was asked for, as far as a source keeps it.
     pub fn asks(&self) -> Asks {
-        let mut all = Asks::default();
-        for asks in self.vcpus.iter().filter_map(VcpuBook::asks) {
-            all.add(&asks);
-        }
+        let mut all = Asks::sum(self.vcpus.iter().filter_map(VcpuBook::asks));
+        all.shorten(ASKS_MOST);
         all
     }
 
@@ -690,16 +780,90 @@ mod tests {
             index,
             count,
         };
-        let mut all = Asks {
+        let one = Asks {
             list: vec![ask(0x10, 1), ask(0x6E0, 5)],
             dropped: 1,
         };
-        all.add(&Asks {
+        let other = Asks {
             list: vec![ask(0x6E0, 2), ask(0x80B, 3)],
             dropped: 2,
-        });
+        };
+        let all = Asks::sum([one, other].into_iter());
         assert_eq!(all.list, [ask(0x10, 1), ask(0x6E0, 7), ask(0x80B, 3)]);
         assert_eq!(all.dropped, 3);
+    }
+
+    #[test]
+    fn what_time_drives_outlives_any_shortening() {
+        let ask = |index, count| Ask {
+            kind: crate::profile::AskKind::MsrWrite,
+            index,
+            count,
+        };
+        let mut asks = Asks {
+            list: vec![ask(0x10, 1), ask(0x20, 9), ask(0x30, 4), ask(0x6E0, 2)],
+            dropped: 1,
+        };
+        asks.shorten(4);
+        assert_eq!((asks.list.len(), asks.dropped), (4, 1));
+        asks.shorten(1);
+        assert_eq!(asks.list, [ask(0x20, 9), ask(0x6E0, 2)]);
+        assert_eq!(asks.dropped, 1 + 1 + 4);
+        asks.shorten(0);
+        assert_eq!((asks.list, asks.dropped), (vec![ask(0x6E0, 2)], 15));
+    }
+
+    /// KVM's total, one exit late until it has been read so often.
+    struct Late(std::sync::atomic::AtomicU64);
+
+    impl Source for Late {
+        fn kind(&self) -> SourceKind {
+            SourceKind::Stats
+        }
+
+        fn is_exact(&self, _: Reason) -> bool {
+            false
+        }
+
+        fn sample(&self, into: &mut Sample) {
+            into.clear();
+            let reads = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            into.total = Some(if reads >= 2 { 5 } else { 4 });
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_runs_on_is_read_again() {
+        let mut kernel = sample(None, &[(Reason::IO, row(5, 5))]);
+        kernel.complete = true;
+        let mut books = books(vec![(SourceKind::Kernel, kernel)]);
+        let late = Late(0.into());
+        books.vcpus[0].sources.insert(0, Box::new(late));
+        let mut scratch = Scratch::default();
+        books.all(&mut scratch);
+        assert_eq!((scratch.figures.total, scratch.figures.excess), (5, 0));
+    }
+
+    #[test]
+    fn no_vcpu_waits_longer_than_its_halts_take() {
+        let with = |timed| {
+            let stats = Sample {
+                total: Some(1),
+                blocked_cycles: 500,
+                ..Sample::default()
+            };
+            let mut kernel = sample(None, &[(Reason::HLT, row(1, timed))]);
+            kernel.complete = true;
+            let books = books(vec![
+                (SourceKind::Stats, stats),
+                (SourceKind::Kernel, kernel),
+            ]);
+            let mut scratch = Scratch::default();
+            books.all(&mut scratch);
+            scratch.figures.blocked_cycles
+        };
+        assert_eq!(with(1), 10, "the HLT's");
+        assert_eq!(with(0), 500, "nothing is timed: nothing to compare with");
     }
 
     #[test]

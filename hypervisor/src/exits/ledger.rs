@@ -196,6 +196,11 @@ impl Ledger {
         }
     }
 
+    /// Whether there has been an exit of this reason.
+    pub fn has(&self, reason: Reason) -> bool {
+        self.rows[reason.index()].exits.get() > 0
+    }
+
     /// A reason's row.
     ///
     /// Another thread may be writing it: numbers that depend on each other are read in an order,

@@ -11,6 +11,10 @@ use crate::profile::{KvmKind, Milestone};
 /// Most snapshots that one run keeps: a guest may write a million milestones.
 pub const ROOM: usize = 1000;
 
+/// How much of what was asked for all snapshots of a run keep together: a guest that asks for
+/// everything would make a profile too large to be read. Later ones keep what time drives.
+const ROOM_FOR_ASKS: usize = 150_000;
+
 /// A name that the guest is spelling for its next milestone: bounded, printable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Name {
@@ -69,6 +73,8 @@ struct Snapshot {
 /// Snapshots in the order in which they were taken.
 struct Inner {
     snapshots: Vec<Snapshot>,
+    /// Room that is left of [`ROOM_FOR_ASKS`].
+    room_for_asks: usize,
     dropped: u64,
 }
 
@@ -76,6 +82,11 @@ struct Inner {
 pub struct Turn<'a>(MutexGuard<'a, Inner>);
 
 impl Turn<'_> {
+    /// Whether there is no room any more: nothing needs to be read.
+    pub fn is_full(&self) -> bool {
+        self.0.snapshots.len() >= ROOM
+    }
+
     /// Keeps a snapshot, or counts that there was no room for it.
     pub fn record(
         mut self,
@@ -84,9 +95,13 @@ impl Turn<'_> {
         vcpu: u32,
         clocks: Clocks,
         figures: &Figures,
-        asks: Asks,
+        mut asks: Asks,
     ) {
-        if self.0.snapshots.len() < ROOM {
+        if !self.is_full() {
+            if asks.list.len() > self.0.room_for_asks {
+                asks.shorten(0);
+            }
+            self.0.room_for_asks = self.0.room_for_asks.saturating_sub(asks.list.len());
             let figures = figures.clone();
             self.0.snapshots.push(Snapshot {
                 number,
@@ -114,6 +129,7 @@ impl Milestones {
     pub fn new(noted: BTreeMap<u32, String>) -> Self {
         let inner = Inner {
             snapshots: Vec::with_capacity(ROOM),
+            room_for_asks: ROOM_FOR_ASKS,
             dropped: 0,
         };
         Self {
@@ -181,6 +197,36 @@ mod tests {
         assert_eq!(spelled(b"a\x1b[2Jb\xFF").as_str(), Some("a?[2Jb?"));
         assert_eq!(spelled(&[b'x'; 100]).as_str().map(str::len), Some(NAME_MAX));
         assert_eq!(spelled(b"  ").as_str(), None);
+    }
+
+    #[test]
+    fn a_guest_that_asks_for_everything_is_cut_short() {
+        let ask = |kind, index| crate::profile::Ask {
+            kind,
+            index,
+            count: 2,
+        };
+        use crate::profile::AskKind::{MsrWrite, PortOut};
+        let milestones = Milestones::new(BTreeMap::new());
+        for _ in 0..4 {
+            let mut list: Vec<_> = (0x1000..0x1000 + 49_999)
+                .map(|port| ask(PortOut, port))
+                .collect();
+            list.insert(0, ask(MsrWrite, 0x6E0));
+            let asks = Asks { list, dropped: 1 };
+            let figures = Figures::default();
+            let turn = milestones.turn();
+            turn.record(1, Name::default(), 0, Clocks::default(), &figures, asks);
+        }
+        let (taken, _) = milestones.finish(KvmKind::Amd);
+        let kept: Vec<_> = taken
+            .iter()
+            .map(|m| (m.accounts.asks.len(), m.accounts.asks_dropped))
+            .collect();
+        let whole = (50_000, 1);
+        assert_eq!(kept, [whole, whole, whole, (1, 99_999)]);
+        let last = taken.last().unwrap();
+        assert_eq!(last.accounts.asks, [ask(MsrWrite, 0x6E0)]);
     }
 
     #[test]

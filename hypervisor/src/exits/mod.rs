@@ -7,3 +7,4 @@ pub mod milestone;
 pub mod rate;
 pub mod reason;
 pub mod source;
+pub mod sparse;

@@ -9,6 +9,10 @@ use crate::vcpu::rdtsc;
 /// 1 in 20,000 of it.
 const MEASURED_FOR: Duration = Duration::from_millis(2);
 
+/// How often both clocks are read for one moment: between the two a busy host may run somebody
+/// else, for longer than the measurement takes.
+const TRIES: usize = 5;
+
 /// TSC cycles per nanosecond, as a binary fraction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(u64);
@@ -27,12 +31,13 @@ impl Rate {
     pub fn measured() -> Self {
         static RATE: OnceLock<Rate> = OnceLock::new();
         *RATE.get_or_init(|| {
-            let (start, tsc) = (Instant::now(), rdtsc());
+            let (start, tsc) = moment();
             while start.elapsed() < MEASURED_FOR {
                 std::hint::spin_loop();
             }
-            let (elapsed, now) = (start.elapsed(), rdtsc());
-            let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+            let (end, now) = moment();
+            let elapsed = end.duration_since(start).as_nanos();
+            let nanos = u64::try_from(elapsed).unwrap_or(u64::MAX);
             Self::of(now.wrapping_sub(tsc), nanos)
         })
     }
@@ -47,6 +52,20 @@ impl Rate {
     pub fn mhz(self) -> u64 {
         self.cycles(1_000)
     }
+}
+
+/// One moment on both clocks: of a few readings that between which the least time passed.
+fn moment() -> (Instant, u64) {
+    let mut best: Option<(u64, (Instant, u64))> = None;
+    for _ in 0..TRIES {
+        let before = rdtsc();
+        let instant = Instant::now();
+        let apart = rdtsc().wrapping_sub(before);
+        if best.is_none_or(|(least, _)| apart < least) {
+            best = Some((apart, (instant, before.wrapping_add(apart / 2))));
+        }
+    }
+    best.map_or_else(|| (Instant::now(), rdtsc()), |(_, moment)| moment)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::{build, workspace};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask lab setup
-  cargo xtask lab run -- version
+  cargo xtask lab run -- --version
   cargo xtask lab run --kernel 6.1 --module-args npt=0 -- run --kernel my-kernel --timeout 10s
   cargo xtask lab run --exec target/debug/deps/some-test -- --nocapture
   cargo xtask lab shell --host intel")]

@@ -221,22 +221,41 @@ fn module(file: &Path) -> anyhow::Result<Vec<u8>> {
 
 /// What a module says it depends on.
 fn depends(module: &[u8]) -> Vec<String> {
-    let list = || {
+    let lists = info(module, "depends=");
+    let names = lists.iter().flat_map(|list| list.split(','));
+    names
+        .filter(|name| !name.is_empty())
+        .map(|name| name.replace('-', "_"))
+        .collect()
+}
+
+/// What a module says of itself under this key (with its `=`).
+fn info(module: &[u8], key: &str) -> Vec<String> {
+    let section = || {
         let file = ElfBytes::<LittleEndian>::minimal_parse(module).ok()?;
         let section = file.section_header_by_name(".modinfo").ok()??;
-        let (info, _) = file.section_data(&section).ok()?;
-        let mut fields = info.split(|byte| *byte == 0);
-        let list = fields.find_map(|field| field.strip_prefix(b"depends="))?;
-        Some(String::from_utf8_lossy(list).replace('-', "_"))
+        Some(file.section_data(&section).ok()?.0)
     };
-    let list = list().unwrap_or_default();
-    list.split(',')
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
+    let fields = section().unwrap_or_default().split(|byte| *byte == 0);
+    fields
+        .filter_map(|field| field.strip_prefix(key.as_bytes()))
+        .map(|text| String::from_utf8_lossy(text).into_owned())
         .collect()
 }
 
 impl Module {
+    /// Whether it has a parameter of this name, as `modinfo -p` would list it.
+    pub(crate) fn has_parameter(&self, name: &str) -> anyhow::Result<bool> {
+        let file = fs::read(&self.file);
+        let file = file.with_context(|| format!("cannot read {}", self.file.display()))?;
+        let plain = |name: &str| name.replace('-', "_");
+        let wanted = plain(name);
+        Ok(info(&file, "parmtype=")
+            .iter()
+            .filter_map(|text| text.split(':').next())
+            .any(|known| plain(known) == wanted))
+    }
+
     /// A copy in `folder` for a machine that is slow, the module itself where there is no objcopy:
     /// without debug and type information, and with few symbols, as the kernel goes through all of
     /// them for each function that could be traced.

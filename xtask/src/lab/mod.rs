@@ -243,9 +243,11 @@ pub(crate) fn run(job: &Job) -> anyhow::Result<Outcome> {
             TIME_LIMIT
         }
         End::Died => bail!(
-            "the {} ended before its command did{}",
+            "the {} ended before its command did{}{}",
             job.host.title(),
-            place.last_words(job.host)
+            place.last_words(job.host),
+            // It never came to life.
+            if outcome.boot.is_zero() { DAMAGED } else { "" }
         ),
     };
     Ok(outcome)
@@ -465,7 +467,13 @@ impl Place {
             }
         }
         for output in &orders.outputs {
-            image.folder(output.parent().unwrap_or(output));
+            // A folder is there as it is here.
+            let folder = if output.is_dir() {
+                Some(&**output)
+            } else {
+                output.parent()
+            };
+            image.folder(folder.unwrap_or(output));
         }
         let mut carried = files::named(&job.args, &orders.cwd).files;
         for path in &job.files {
@@ -541,6 +549,8 @@ impl Place {
 
 /// So many lines of a console are shown when a lab dies.
 const LAST_LINES: usize = 12;
+/// What to do if nothing has ever run.
+const DAMAGED: &str = "\n  (if what was fetched is damaged: remove the folders of target/lab, and it is fetched again)";
 /// How Linux begins its last words.
 const PANIC: &str = "Kernel panic - not syncing";
 
@@ -570,9 +580,16 @@ fn loads(modules: &[Module], job: &Job) -> anyhow::Result<Vec<Load>> {
             Some((module, _)) => (module.replace('-', "_"), &parameter[module.len() + 1..]),
             None => (vendor.to_owned(), parameter),
         };
-        let Some(load) = loads.iter_mut().find(|load| load.name == module) else {
+        let known = modules.iter().find(|known| known.name == module);
+        let load = loads.iter_mut().find(|load| load.name == module);
+        let (Some(load), Some(known)) = (load, known) else {
             bail!("`{parameter}` is for the module {module}, which is not loaded");
         };
+        // The kernel would take it for a slip, and load the module without it.
+        let name = parameter.split('=').next().unwrap_or_default();
+        if !known.has_parameter(name)? {
+            bail!("the module {module} has no parameter `{name}`");
+        }
         if !load.parameters.is_empty() {
             load.parameters.push(' ');
         }
@@ -684,5 +701,50 @@ impl Hearing<'_> {
         write().with_context(|| format!("cannot write {}", path.display()))?;
         self.outcome.files.push(path);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ELF file whose `.modinfo` says this: what `objcopy` makes of a text.
+    fn module(folder: &Path, info: &str) -> Option<Module> {
+        let (text, file) = (folder.join("info"), folder.join("kvm_amd.ko"));
+        fs::write(&text, info).unwrap();
+        let mut objcopy = std::process::Command::new("objcopy");
+        objcopy.args(["-I", "binary", "-O", "elf64-x86-64"]);
+        objcopy.args(["--rename-section", ".data=.modinfo"]);
+        let done = objcopy.args([&text, &file]).status();
+        let name = "kvm_amd".to_owned();
+        done.is_ok_and(|status| status.success())
+            .then_some(Module { name, file })
+    }
+
+    #[test]
+    fn parameters_go_to_modules_that_have_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let info = "depends=kvm\0parm=npt:Nested paging (bool)\0parmtype=npt:bool\0\
+                    parmtype=pause_filter_count:ushort\0";
+        let Some(module) = module(folder.path(), info) else {
+            eprintln!("skipped: parameters_go_to_modules_that_have_them: there is no objcopy");
+            return;
+        };
+        let mut job = Job::new(Host::Amd, "x").unwrap();
+        job.module_args = vec!["npt=0 kvm_amd.pause-filter-count=1".to_owned()];
+        let loads_of = |job: &Job| loads(std::slice::from_ref(&module), job);
+        let found = loads_of(&job).unwrap();
+        assert_eq!(found[0].parameters, "npt=0 pause-filter-count=1");
+        for (wrong, why) in [
+            ("nptt=0", "the module kvm_amd has no parameter `nptt`"),
+            ("bool", "the module kvm_amd has no parameter `bool`"),
+            (
+                "kvm.x=1",
+                "`x=1` is for the module kvm, which is not loaded",
+            ),
+        ] {
+            job.module_args = vec![wrong.to_owned()];
+            assert_eq!(loads_of(&job).unwrap_err().to_string(), why);
+        }
     }
 }

@@ -18,7 +18,8 @@ use crate::profile::{self, Ask, Histogram, KvmKind};
 pub struct KernelSource {
     ledger: Arc<KernelLedger>,
     vcpu: u32,
-    kvm: KvmKind,
+    /// What each slot is booked under.
+    reasons: [Option<Reason>; SLOTS],
     rate: Rate,
     /// What the ledger had when this vCPU was made.
     before: Box<Before>,
@@ -48,58 +49,57 @@ impl KernelSource {
             }),
             ledger,
             vcpu,
-            kvm,
+            reasons: std::array::from_fn(|slot| slots::describe(kvm, slot).reason),
             rate: Rate::measured(),
         }
     }
 
     /// The slots' exits, as reasons'.
-    fn exits(&self, now: &RawRecord, into: &mut Sample) {
+    fn exits(&self, into: &mut Sample) {
         let before = &self.before.record;
-        let new = |of: fn(&RawRecord) -> &[u64; SLOTS], slot: usize| {
-            of(now)[slot].saturating_sub(of(before)[slot])
-        };
-        for slot in 0..SLOTS {
-            let exits = new(|r| &r.exits, slot);
+        for (slot, now) in self.ledger.rows(self.vcpu) {
+            let exits = now.exits.saturating_sub(before.exits[slot]);
             if exits == 0 {
                 continue;
             }
             into.codes[slot] = exits;
-            let Some(reason) = slots::describe(self.kvm, slot).reason else {
+            let Some(reason) = self.reasons[slot] else {
                 into.other = into.other.saturating_add(exits);
                 continue;
             };
-            let nanos = new(|r| &r.ns, slot);
+            // Converted apart, so that the guest's cycles stand still while only others are added.
+            let own_nanos = now.own_ns.saturating_sub(before.own_ns[slot]);
+            let nanos = now.ns.saturating_sub(before.ns[slot]);
+            let own_cycles = self.rate.cycles(own_nanos);
+            let cycles = self.rate.cycles(nanos.saturating_sub(own_nanos));
+            // The extremes of an earlier boot cannot be told from this one's.
+            let (min_ns, max_ns) = match before.timed[slot] {
+                0 => (now.min_ns, now.max_ns),
+                _ => (0, 0),
+            };
             let more = RowCopy {
                 exits,
                 own: 0,
-                timed: new(|r| &r.timed, slot),
-                own_timed: new(|r| &r.own_timed, slot),
-                cycles: self.rate.cycles(nanos),
-                own_cycles: self.rate.cycles(new(|r| &r.own_ns, slot).min(nanos)),
-                // The extremes of an earlier boot cannot be told from this one's.
-                min: match before.timed[slot] {
-                    0 => self.rate.cycles(now.min_ns[slot]),
-                    _ => 0,
-                },
-                max: match before.timed[slot] {
-                    0 => self.rate.cycles(now.max_ns[slot]),
-                    _ => 0,
-                },
+                timed: now.timed.saturating_sub(before.timed[slot]),
+                own_timed: now.own_timed.saturating_sub(before.own_timed[slot]),
+                cycles: cycles.saturating_add(own_cycles),
+                own_cycles,
+                min: self.rate.cycles(min_ns),
+                max: self.rate.cycles(max_ns),
             };
             add(&mut into.rows[reason.index()], &more);
         }
         into.complete = true;
-        into.failed = now.failed.saturating_sub(before.failed);
+        into.failed = self.ledger.failed(self.vcpu).saturating_sub(before.failed);
     }
 
     /// The slots' events, as reasons'.
-    fn events(&self, now: &RawRecord, into: &mut Sample) {
-        let slots = now.exits.iter().zip(&self.before.record.exits).enumerate();
-        for (slot, (now, before)) in slots {
-            if let Some(reason) = slots::describe(self.kvm, slot).reason {
+    fn events(&self, into: &mut Sample) {
+        for (slot, now) in self.ledger.rows(self.vcpu) {
+            let more = now.exits.saturating_sub(self.before.record.exits[slot]);
+            if let Some(reason) = self.reasons[slot] {
                 let events = &mut into.events[reason.index()];
-                *events = events.saturating_add(now.saturating_sub(*before));
+                *events = events.saturating_add(more);
             }
         }
     }
@@ -135,12 +135,10 @@ impl Source for KernelSource {
 
     fn sample(&self, into: &mut Sample) {
         into.clear();
-        let mut now = RawRecord::default();
-        self.ledger.read(self.vcpu, &mut now);
         if self.ledger.is_emulated() {
-            self.events(&now, into);
+            self.events(into);
         } else {
-            self.exits(&now, into);
+            self.exits(into);
         }
     }
 
@@ -168,7 +166,7 @@ impl Source for KernelSource {
     fn histograms(&self) -> Vec<Histogram> {
         let mut all: Vec<Histogram> = Vec::new();
         for (slot, before) in self.before.histograms.iter().enumerate() {
-            let Some(reason) = slots::describe(self.kvm, slot).reason else {
+            let Some(reason) = self.reasons[slot] else {
                 continue;
             };
             let now = self.ledger.histogram(self.vcpu, slot);

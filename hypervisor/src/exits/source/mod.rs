@@ -13,6 +13,7 @@ use exit_abi::reason::{COUNT, Reason};
 
 use super::books::Asks;
 use super::ledger::RowCopy;
+use super::sparse::Sparse;
 use crate::profile::Histogram;
 use crate::profile::figures::{KERNEL_LEDGER, KVM_RUN, KVM_STATS};
 use kernel::slots::SLOTS;
@@ -39,13 +40,13 @@ impl SourceKind {
     }
 }
 
-/// What a source knows of one vCPU, cumulative. Plain arrays: filled in place, never allocated.
-#[derive(Clone, Debug)]
+/// What a source knows of one vCPU, cumulative. Arrays: filled in place, never allocated.
+#[derive(Clone, Debug, Default)]
 pub struct Sample {
     /// All exits, where the source knows.
     pub total: Option<u64>,
     /// Per reason; all zeros where it knows nothing.
-    pub rows: [RowCopy; COUNT],
+    pub rows: Sparse<RowCopy, COUNT>,
     /// Exits without a basic exit reason.
     pub other: u64,
     /// This source sees every exit with its reason: its rows replace what others say.
@@ -55,24 +56,9 @@ pub struct Sample {
     /// TSC cycles that the vCPU waited in HLT.
     pub blocked_cycles: u64,
     /// Exits by the processor's own code, by the ledger's slots.
-    pub codes: [u64; SLOTS],
+    pub codes: Sparse<u64, SLOTS>,
     /// What KVM emulated, per reason: events, not exits.
-    pub events: [u64; COUNT],
-}
-
-impl Default for Sample {
-    fn default() -> Self {
-        Self {
-            total: None,
-            rows: [RowCopy::default(); COUNT],
-            other: 0,
-            complete: false,
-            failed: 0,
-            blocked_cycles: 0,
-            codes: [0; SLOTS],
-            events: [0; COUNT],
-        }
-    }
+    pub events: Sparse<u64, COUNT>,
 }
 
 impl Sample {
@@ -83,7 +69,21 @@ impl Sample {
 
     /// Makes all zeros.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        let Self {
+            total,
+            rows,
+            other,
+            complete,
+            failed,
+            blocked_cycles,
+            codes,
+            events,
+        } = self;
+        rows.clear();
+        codes.clear();
+        events.clear();
+        (*total, *complete) = (None, false);
+        (*other, *failed, *blocked_cycles) = (0, 0, 0);
     }
 }
 

@@ -93,6 +93,22 @@ impl KernelSide {
     }
 }
 
+/// What a ledger knows of its own gaps once the run is over; nothing where it has none.
+pub fn gaps(ledger: &KernelLedger) -> Option<String> {
+    let missed = ledger.missed().unwrap_or(0);
+    let stray = ledger.stray();
+    let mut gaps = Vec::new();
+    if missed > 0 {
+        gaps.push(format!(
+            "{missed} events missed: the kernel was busy with another program"
+        ));
+    }
+    if stray > 0 {
+        gaps.push(format!("{stray} events of no vCPU that it knows"));
+    }
+    (!gaps.is_empty()).then(|| gaps.join("; "))
+}
+
 /// What the ledger keeps of every exit.
 fn every_exit(level: Level) -> String {
     let what = "every exit by the processor's own code, with MSRs and ports";

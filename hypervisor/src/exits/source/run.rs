@@ -23,7 +23,7 @@ impl Source for RunSource {
     fn sample(&self, into: &mut Sample) {
         into.clear();
         into.other = self.0.other();
-        for reason in Reason::all() {
+        for reason in Reason::all().filter(|r| self.0.has(*r)) {
             into.rows[reason.index()] = self.0.row(reason);
         }
     }

@@ -38,6 +38,8 @@ pub(super) mod row {
     pub(in super::super) const MIN_NS: usize = 40;
     /// Longest of the guest's.
     pub(in super::super) const MAX_NS: usize = 48;
+    /// How many words that is.
+    pub(in super::super) const WORDS: usize = MAX_NS / 8 + 1;
 }
 
 /// A record's header: offsets in the record.

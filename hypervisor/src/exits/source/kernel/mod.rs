@@ -128,6 +128,25 @@ pub struct RawRecord {
     pub last_other: u64,
 }
 
+/// What the kernel knows of one vCPU's exits of one slot: the fields are [`RawRecord`]'s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawRow {
+    /// Exits.
+    pub exits: u64,
+    /// Those whose time is known.
+    pub timed: u64,
+    /// Their nanoseconds.
+    pub ns: u64,
+    /// The profiler's own among the timed.
+    pub own_timed: u64,
+    /// Their nanoseconds.
+    pub own_ns: u64,
+    /// Shortest of the guest's; 0 if none.
+    pub min_ns: u64,
+    /// Longest of the guest's.
+    pub max_ns: u64,
+}
+
 impl Default for RawRecord {
     fn default() -> Self {
         Self {
@@ -258,28 +277,66 @@ impl KernelLedger {
         }
     }
 
-    /// Copies what is known of a vCPU. No system call, no allocation; the vCPU may be running.
+    /// What is known of a vCPU, slot by slot, of those that have exits. No system call, no
+    /// allocation; the vCPU may be running.
     ///
     /// Numbers that depend on each other are read against the order in which they are written, so
-    /// that a copy never contradicts itself: own ≤ timed ≤ exits.
-    pub fn read(&self, vcpu: u32, into: &mut RawRecord) {
+    /// that a row never contradicts itself: own ≤ timed ≤ exits.
+    pub fn rows(&self, vcpu: u32) -> impl Iterator<Item = (usize, RawRow)> {
         let record = self.record(vcpu);
-        let at = |offset: usize| record.get(offset / 8).map_or(0, |word| word.load(Acquire));
-        for slot in 0..SLOTS {
-            let field = |field| at((slot << layout::ROW_SHIFT) + field);
-            into.own_ns[slot] = field(row::OWN_NS);
-            into.own_timed[slot] = field(row::OWN_TIMED);
-            into.min_ns[slot] = match field(row::MIN_NS) {
+        slots::possible(self.kvm).filter_map(move |slot| {
+            let at = (slot << layout::ROW_SHIFT) / 8;
+            let row = record.get(at..at + row::WORDS)?;
+            let field = |offset: usize| row[offset / 8].load(Acquire);
+            // Most are empty: one look.
+            if field(row::EXITS) == 0 {
+                return None;
+            }
+            let (own_ns, own_timed) = (field(row::OWN_NS), field(row::OWN_TIMED));
+            let min_ns = match field(row::MIN_NS) {
                 u64::MAX => 0,
                 shortest => shortest,
             };
-            into.max_ns[slot] = field(row::MAX_NS).max(into.min_ns[slot]);
-            into.ns[slot] = field(row::NS);
-            into.timed[slot] = field(row::TIMED);
-            into.exits[slot] = field(row::EXITS);
+            let max_ns = field(row::MAX_NS).max(min_ns);
+            let (ns, timed) = (field(row::NS), field(row::TIMED));
+            let row = RawRow {
+                exits: field(row::EXITS),
+                timed,
+                ns,
+                own_timed,
+                own_ns,
+                min_ns,
+                max_ns,
+            };
+            Some((slot, row))
+        })
+    }
+
+    /// Copies what is known of a vCPU: see [`Self::rows`].
+    pub fn read(&self, vcpu: u32, into: &mut RawRecord) {
+        *into = RawRecord::default();
+        for (slot, row) in self.rows(vcpu) {
+            into.exits[slot] = row.exits;
+            into.timed[slot] = row.timed;
+            into.ns[slot] = row.ns;
+            into.own_timed[slot] = row.own_timed;
+            into.own_ns[slot] = row.own_ns;
+            into.min_ns[slot] = row.min_ns;
+            into.max_ns[slot] = row.max_ns;
         }
-        into.failed = at(header::FAILED);
-        into.last_other = at(header::LAST_OTHER);
+        into.failed = self.header(vcpu, header::FAILED);
+        into.last_other = self.header(vcpu, header::LAST_OTHER);
+    }
+
+    /// Exits of the vCPU that were failed entries (VMX, bit 31 of the reason).
+    pub fn failed(&self, vcpu: u32) -> u64 {
+        self.header(vcpu, header::FAILED)
+    }
+
+    /// A number of a record's header.
+    fn header(&self, vcpu: u32, offset: usize) -> u64 {
+        let word = self.record(vcpu).get(offset / 8);
+        word.map_or(0, |word| word.load(Acquire))
     }
 
     /// A vCPU's block of asks; empty if there is no such vCPU.

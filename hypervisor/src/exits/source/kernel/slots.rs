@@ -99,6 +99,15 @@ pub fn describe(kvm: KvmKind, slot: usize) -> Slot {
     }
 }
 
+/// The slots in which this KVM's exits can be.
+pub fn possible(kvm: KvmKind) -> impl Iterator<Item = usize> {
+    let direct = match kvm {
+        KvmKind::Amd => OTHER,
+        KvmKind::Intel | KvmKind::Software | KvmKind::Unknown => VMX_DIRECT,
+    };
+    (0..direct).chain([OTHER])
+}
+
 fn reason_name(reason: Option<Reason>) -> &'static str {
     reason.and_then(Reason::name).unwrap_or("undefined reason")
 }
@@ -237,6 +246,18 @@ mod tests {
                 let slot = slot_of(KvmKind::Intel, raw.into(), 0);
                 let reason = describe(KvmKind::Intel, slot).reason;
                 prop_assert_eq!(reason, vmx::translate(raw).reason);
+            }
+        }
+    }
+
+    #[test]
+    fn no_exit_is_where_nobody_looks() {
+        for kvm in [KvmKind::Amd, KvmKind::Intel] {
+            let slots: Vec<_> = possible(kvm).collect();
+            for code in (0..0x500).chain([-1_i64 as u64, -4_i64 as u64, u64::MAX / 2]) {
+                for info1 in infos() {
+                    assert!(slots.contains(&slot_of(kvm, code, info1)), "{code:#x}");
+                }
             }
         }
     }

@@ -16,6 +16,9 @@ use super::format::{self, Field};
 /// Where it is mounted, if somebody has mounted it (linux/Documentation/trace/ftrace.rst).
 const USUAL: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
+/// Most of a file that is read: `format` files are some kilobytes.
+const LONGEST: u64 = 1 << 20;
+
 /// An open tracefs.
 #[derive(Debug)]
 pub(super) struct Tracefs {
@@ -66,7 +69,7 @@ impl Tracefs {
                         source: error,
                     });
                 }
-                Err(_) if is_tracefs(root) => {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && is_tracefs(root) => {
                     return Err(Error::NoEvents {
                         root: root.to_path_buf(),
                     });
@@ -121,9 +124,11 @@ impl Tracefs {
     fn read(&self, event: &'static str, file: &str) -> Result<String, Error> {
         let path = Path::new("events/kvm").join(event).join(file);
         let read = || -> io::Result<String> {
-            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            // What is named to us need not be a tracefs: a pipe is not waited for.
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
             let mut text = String::new();
             File::from(openat(self.folder.as_fd(), &path, flags, Mode::empty())?)
+                .take(LONGEST)
                 .read_to_string(&mut text)?;
             Ok(text)
         };
@@ -132,10 +137,14 @@ impl Tracefs {
                 event,
                 root: self.root.clone(),
             },
-            _ => Error::Unreadable {
+            io::ErrorKind::PermissionDenied => Error::Unreadable {
                 path: self.root.join(&path),
                 root: self.root.clone(),
                 source,
+            },
+            _ => Error::Format {
+                path: self.root.join(&path),
+                what: format!("cannot be read ({source})"),
             },
         })
     }
@@ -228,6 +237,19 @@ mod tests {
             message.contains("/events/kvm/kvm_exit/id is not a number"),
             "{message}"
         );
+        // Files without an end, and what is no file.
+        let format = root.path().join("events/kvm/kvm_exit/format");
+        fs::remove_file(&format).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &format).unwrap();
+        assert!(tracefs.event("kvm_exit").is_err());
+        fs::remove_file(&format).unwrap();
+        nix::unistd::mkfifo(&format, Mode::S_IRUSR).unwrap();
+        assert!(tracefs.event("kvm_exit").is_err());
+        fs::remove_file(&format).unwrap();
+        fs::write(&format, [0xFF]).unwrap();
+        let message = tracefs.event("kvm_exit").unwrap_err().to_string();
+        assert!(message.contains("/format cannot be read (") && !message.contains("root"));
+
         let empty = tempfile::tempdir().unwrap();
         let message = Tracefs::find(Some(empty.path())).unwrap_err().to_string();
         assert!(message.contains("is no tracefs"), "{message}");
