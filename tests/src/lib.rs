@@ -284,6 +284,9 @@ pub fn no_ledger() -> Option<&'static str> {
         if accounts::has_ledger(&profile) {
             return None;
         }
+        if profile.host.kvm == KvmKind::Software {
+            return Some("software KVM traces no hardware exits".to_owned());
+        }
         let source = profile.sources.iter().find(|s| s.name == accounts::KERNEL);
         Some(
             source
