@@ -48,6 +48,7 @@ enum Task {
     BootProfile(boot_profile::BootProfile),
     Test(test::Test),
     Bench(bench::Bench),
+    BenchInLab(bench::InLab),
     Lab(lab::Lab),
     Ci(ci::Ci),
 }
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
             Task::BootProfile(task) => task.run(),
             Task::Test(task) => task.run(),
             Task::Bench(task) => task.run(),
+            Task::BenchInLab(task) => task.run(),
             Task::Lab(task) => task.run(),
             Task::Ci(task) => task.run(),
         });
