@@ -11,8 +11,8 @@ mod quietly;
 
 use clap::{Args, ValueEnum};
 
-use crate::build;
 use crate::lab::{Own, Version};
+use crate::{FAILED, build};
 use figures::{Results, Section};
 pub(crate) use inside::InLab;
 
@@ -91,7 +91,10 @@ impl Bench {
             Format::Text => print!("{}", figures::text(&results)),
             Format::Json => println!("{}", serde_json::to_string_pretty(&results)?),
         }
-        Ok(0)
+        // A figure less is no failure; none at all is.
+        let mut figures = results.sections.iter().flat_map(|section| &section.figures);
+        let any = figures.any(|figure| figure.measured.is_some());
+        Ok(if any { 0 } else { FAILED })
     }
 
     /// A kernel of the user's own is the only one.
