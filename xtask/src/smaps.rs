@@ -1,7 +1,8 @@
 //! The memory of a running VMM besides its guest's: `/proc/PID/smaps`, read while it runs.
 
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::Read;
+use std::path::PathBuf;
 
 /// Guest memory of the guest that is watched, in KiB: its mapping has this size, and is the only one
 /// for which the kernel reserves nothing (`nr` among its flags).
@@ -19,29 +20,28 @@ pub(crate) struct Besides {
 /// Watches one process.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    file: File,
+    path: PathBuf,
     text: String,
     most: Option<Besides>,
 }
 
 impl Watch {
     /// Of the process with this id.
-    pub(crate) fn new(pid: u32) -> std::io::Result<Self> {
-        let file = File::open(format!("/proc/{pid}/smaps"))?;
-        Ok(Self {
-            file,
+    pub(crate) fn new(pid: u32) -> Self {
+        Self {
+            path: format!("/proc/{pid}/smaps").into(),
             text: String::new(),
             most: None,
-        })
+        }
     }
 
     /// Looks once. A process that has just ended, or has no guest memory yet, adds nothing.
     pub(crate) fn sample(&mut self) {
         self.text.clear();
-        let read = self
-            .file
-            .rewind()
-            .and_then(|()| self.file.read_to_string(&mut self.text));
+        // Opened anew: an open file stays with the address space that it was opened on, and that of
+        // a process that was started just now may still be its parent's.
+        let file = File::open(&self.path);
+        let read = file.and_then(|mut file| file.read_to_string(&mut self.text));
         let Some(now) = read.ok().and_then(|_| parse(&self.text)) else {
             return;
         };

@@ -11,6 +11,7 @@ mod kernel;
 mod machine;
 mod memory;
 mod packages;
+pub(crate) mod perf;
 mod programs;
 mod protocol;
 mod qemu;
@@ -118,6 +119,8 @@ pub(crate) struct Job {
     pub(crate) limit: Duration,
     /// Whether stdout and stderr are kept ([`Outcome::stdout`]) instead of shown.
     pub(crate) quiet: bool,
+    /// Shows how far a quiet command is: each line that it writes on stderr is one step.
+    pub(crate) steps: Option<ProgressBar>,
     /// What of the user's own takes the place of packages.
     pub(crate) own: Own,
 }
@@ -160,6 +163,7 @@ impl Job {
             outputs: Vec::new(),
             limit: Duration::from_secs(600),
             quiet: false,
+            steps: None,
             own: Own::default().or_environment(),
         })
     }
@@ -213,6 +217,7 @@ pub(crate) fn run(job: &Job) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let mut hearing = Hearing {
         quiet: job.quiet,
+        steps: job.steps.as_ref(),
         outputs: &orders.outputs,
         progress: &progress,
         file: None,
@@ -632,6 +637,7 @@ impl Progress {
 /// What is done with what the agent says.
 struct Hearing<'a> {
     quiet: bool,
+    steps: Option<&'a ProgressBar>,
     outputs: &'a [PathBuf],
     progress: &'a Progress,
     /// The file that is coming.
@@ -649,7 +655,13 @@ impl Hearing<'_> {
                 self.progress.done();
             }
             Frame::Stdout(bytes) if self.quiet => self.outcome.stdout.extend(bytes),
-            Frame::Stderr(bytes) if self.quiet => self.outcome.stderr.extend(bytes),
+            Frame::Stderr(bytes) if self.quiet => {
+                if let Some(steps) = self.steps {
+                    let lines = bytes.iter().filter(|byte| **byte == b'\n');
+                    steps.inc(lines.count() as u64);
+                }
+                self.outcome.stderr.extend(bytes);
+            }
             Frame::Stdout(bytes) => {
                 let mut stdout = std::io::stdout().lock();
                 let written = stdout.write_all(&bytes).and_then(|()| stdout.flush());

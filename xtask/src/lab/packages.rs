@@ -89,6 +89,7 @@ impl Packages {
         };
         match making() {
             Ok(()) => Ok(root),
+            Err(error) if name == "perf" => bail!("cannot fetch {name}: {error:#}"),
             Err(error) => bail!("cannot fetch {name} for the lab: {error:#}; {INSTEAD}"),
         }
     }

@@ -10,6 +10,8 @@ use elf::ElfBytes;
 use elf::abi::{PT_INTERP, PT_LOAD};
 use elf::endian::LittleEndian;
 
+use super::packages::Tree;
+
 /// The shared libraries and the dynamic loader that a program of the host needs, by the paths at
 /// which it finds them; nothing for a static one and for what is no program.
 pub(crate) fn needs(program: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
@@ -18,8 +20,29 @@ pub(crate) fn needs(program: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     let Some(loader) = loader(&bytes) else {
         return Ok(BTreeSet::new());
     };
-    // The loader itself knows best; this is what `ldd` does.
-    let output = Command::new(&loader).arg("--list").arg(program).output();
+    let mut needed = list(Command::new(&loader).arg("--list").arg(program), program)?;
+    needed.insert(loader);
+    Ok(needed)
+}
+
+/// All that a program of an unpacked tree needs, itself and its loader included: files of the tree.
+pub(crate) fn needs_of(tree: &Tree, program: &str) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let command = tree.command(program);
+    let loader = Path::new(command.get_program()).to_owned();
+    let program = tree.path(program);
+    let mut list_it = Command::new(&loader);
+    // Before what `command` tells the loader, all of which stands.
+    list_it.arg("--list").args(command.get_args());
+    let mut needed = list(&mut list_it, &program)?;
+    needed.extend([loader, program]);
+    Ok(needed)
+}
+
+/// What a dynamic loader that is told to list says that a program needs. The loader itself knows
+/// best; this is what `ldd` does.
+fn list(command: &mut Command, program: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let output = command.output();
+    let loader = Path::new(command.get_program());
     let output = output.with_context(|| format!("cannot start {}", loader.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     if let Some(line) = text.lines().find(|line| line.contains("not found")) {
@@ -33,9 +56,7 @@ pub(crate) fn needs(program: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
             why.trim()
         );
     }
-    let mut needed = listed(&text);
-    needed.insert(loader);
-    Ok(needed)
+    Ok(listed(&text))
 }
 
 /// The dynamic loader that an ELF file asks for.
