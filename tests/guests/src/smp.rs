@@ -101,14 +101,27 @@ pub fn halt() -> ! {
     }
 }
 
+/// TSC cycles after which a start-up IPI is sent again.
+const PATIENCE: u64 = 1 << 26;
+
 /// Starts a CPU in `entry`, which must call [`alive`] and never return; waits for that. One at a
 /// time: the trampoline has room for one stack.
+///
+/// A start-up IPI can be lost, and a CPU that runs ignores one more (SDM vol. 3A, 9.4.4 sends two):
+/// KVM forgets one that comes while the CPU takes an earlier INIT with a start-up IPI of its own
+/// (`kvm_apic_accept_events`; seen on Linux 6.12 with two CPUs, after a storm of them).
 pub fn start(cpu: usize, entry: extern "sysv64" fn() -> !) {
     prepare(cpu, entry);
     init(cpu);
     startup(cpu);
+    let mut sent = guest_kernel::arch::cpu::time_stamp();
     while !is_alive(cpu) {
         core::hint::spin_loop();
+        let now = guest_kernel::arch::cpu::time_stamp();
+        if now.wrapping_sub(sent) > PATIENCE {
+            startup(cpu);
+            sent = now;
+        }
     }
 }
 
