@@ -6,6 +6,9 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 /// Most CPUs that these guests start, the first one included.
 pub const MOST: usize = 8;
 
+/// How often it is looked whether a CPU lives before it is sent another start-up IPI.
+const PATIENCE: u32 = 300_000;
+
 /// Where the start-up IPI sends a CPU: a page below 1 MiB, in 4 KiB units.
 const VECTOR: u64 = 0x8;
 const TRAMPOLINE: u64 = VECTOR << 12;
@@ -106,9 +109,16 @@ pub fn halt() -> ! {
 pub fn start(cpu: usize, entry: extern "sysv64" fn() -> !) {
     prepare(cpu, entry);
     init(cpu);
-    startup(cpu);
+    // As often as it takes: the SDM has two (vol. 3A, 10.4.4.1), and where an earlier INIT is still
+    // being obeyed, KVM spends the start-up IPI on that one. A CPU that runs ignores it.
     while !is_alive(cpu) {
-        core::hint::spin_loop();
+        startup(cpu);
+        for _ in 0..PATIENCE {
+            if is_alive(cpu) {
+                break;
+            }
+            core::hint::spin_loop();
+        }
     }
 }
 
