@@ -162,10 +162,34 @@ fn an_smp_vm_whose_threads_migrate_loses_no_exit() {
     if host_cpus() < 2 {
         return skip(name, "there is one CPU");
     }
-    let vm = boot("cpus=4 workload=cpuid:20000 log=off", &["--cpus", "4"]);
+    // The kernel does not wait long for its CPUs: they migrate once they are up.
+    let mut vm = boot("cpus=4 workload=cpuid:20000 log=each", &["--cpus", "4"]);
+    vm.wait_for("[exit-log] SMP");
     let (profile, moves) = finish_migrating(vm);
     check_smp(&profile, 4, 20_000);
     assert!(moves > 20, "moved {moves} times");
+
+    // Here all of them work at once, and migrate from the start.
+    let kernel = guest("smp_milestones");
+    let args = [
+        "profile",
+        "--format",
+        "json",
+        "--kernel",
+        arg(&kernel),
+        "--timeout",
+        "30s",
+    ];
+    for _ in 0..5 {
+        let mut vm = black_box::command(&[&args[..], &["--cpus", "4", "--cmdline", "4"]].concat());
+        let (profile, _) = finish_migrating(Live::of(vm.spawn().unwrap()));
+        for (index, vcpu) in profile.vcpus.iter().enumerate() {
+            let of = |reason| vcpu.reason(reason).map(|r| (r.exits, r.own));
+            assert_eq!(of(0), Some((20, 20)), "the queries of CPU {index}");
+            let expected = if index == 0 { (508, 8) } else { (7, 7) };
+            assert_eq!(of(30), Some(expected), "the port accesses of CPU {index}");
+        }
+    }
 }
 
 #[test]

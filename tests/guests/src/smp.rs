@@ -6,6 +6,9 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 /// Most CPUs that these guests start, the first one included.
 pub const MOST: usize = 8;
 
+/// How often it is looked whether a CPU lives before it is sent another start-up IPI.
+const PATIENCE: u32 = 300_000;
+
 /// Where the start-up IPI sends a CPU: a page below 1 MiB, in 4 KiB units.
 const VECTOR: u64 = 0x8;
 const TRAMPOLINE: u64 = VECTOR << 12;
@@ -101,26 +104,20 @@ pub fn halt() -> ! {
     }
 }
 
-/// TSC cycles after which a start-up IPI is sent again.
-const PATIENCE: u64 = 1 << 26;
-
 /// Starts a CPU in `entry`, which must call [`alive`] and never return; waits for that. One at a
 /// time: the trampoline has room for one stack.
-///
-/// A start-up IPI can be lost, and a CPU that runs ignores one more (SDM vol. 3A, 9.4.4 sends two):
-/// KVM forgets one that comes while the CPU takes an earlier INIT with a start-up IPI of its own
-/// (`kvm_apic_accept_events`; seen on Linux 6.12 with two CPUs, after a storm of them).
 pub fn start(cpu: usize, entry: extern "sysv64" fn() -> !) {
     prepare(cpu, entry);
     init(cpu);
-    startup(cpu);
-    let mut sent = guest_kernel::arch::cpu::time_stamp();
+    // As often as it takes: the SDM has two (vol. 3A, 10.4.4.1), and where an earlier INIT is still
+    // being obeyed, KVM spends the start-up IPI on that one. A CPU that runs ignores it.
     while !is_alive(cpu) {
-        core::hint::spin_loop();
-        let now = guest_kernel::arch::cpu::time_stamp();
-        if now.wrapping_sub(sent) > PATIENCE {
-            startup(cpu);
-            sent = now;
+        startup(cpu);
+        for _ in 0..PATIENCE {
+            if is_alive(cpu) {
+                break;
+            }
+            core::hint::spin_loop();
         }
     }
 }
