@@ -10,6 +10,7 @@ mod build;
 mod ci;
 mod lab;
 mod on;
+mod paging;
 mod run;
 mod signals;
 mod smaps;
@@ -51,6 +52,7 @@ enum Task {
     BenchInLab(bench::InLab),
     Lab(lab::Lab),
     Ci(ci::Ci),
+    SeveralInLab(paging::SeveralInLab),
     TestLab(test::OneLab),
     TestInside(test::Inside),
 }
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
             Task::BenchInLab(task) => task.run(),
             Task::Lab(task) => task.run(),
             Task::Ci(task) => task.run(),
+            Task::SeveralInLab(task) => task.run(),
             Task::TestLab(task) => task.run(),
             Task::TestInside(task) => task.run(),
         });
