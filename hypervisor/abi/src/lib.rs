@@ -10,6 +10,7 @@ pub mod hypercall;
 pub mod leaf;
 pub mod milestone;
 pub mod note;
+pub mod page;
 pub mod port;
 pub mod reason;
 pub mod status;
