@@ -196,7 +196,7 @@ impl Head {
     }
 
     fn is_within(&self, size: u64) -> bool {
-        let aligned = (self.records | self.record_stride | self.row_stride) % 8 == 0;
+        let aligned = (self.records | self.record_stride | self.row_stride).is_multiple_of(8);
         let rows_fit = self.rows <= ROWS_MAX as u64
             && self.row_stride >= row::SIZE as u64
             && self
@@ -344,7 +344,7 @@ mod tests {
             (head::ROWS, 33),
             (head::ROWS, u64::MAX),
             (head::ROW_STRIDE, 48),
-            (head::ROW_STRIDE, u64::MAX & !7),
+            (head::ROW_STRIDE, !7),
         ] {
             let outcome = read(&|w| w[word / 8] = value, 8192);
             assert_eq!(outcome, Err(BadPage::Shape), "{word} = {value:#x}");
