@@ -13,6 +13,8 @@ pub mod note;
 pub mod port;
 pub mod reason;
 pub mod status;
+pub mod svm;
+pub mod vmx;
 
 /// Version of this interface, answered in EAX by [`leaf::INFO`].
 pub const VERSION: u32 = 1;
