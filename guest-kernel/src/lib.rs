@@ -16,6 +16,7 @@ pub mod exit_log;
 pub mod gates;
 pub mod heap;
 pub mod hypercall;
+pub mod leaves;
 pub mod line;
 pub mod list;
 pub mod machine;

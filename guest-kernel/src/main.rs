@@ -86,6 +86,11 @@ fn boot(start_info: u32) -> Result<u32, u32> {
     }
     log.milestone(milestone::DONE);
     log.repeat(options.queries);
+    if !options.leaves.as_slice().is_empty() {
+        let _own = OwnSection::open();
+        let leaves = &options.leaves;
+        leaves.ask(log.layout(), gate::gate_cpuid, serial::send_line);
+    }
     if log.layout_if_on().is_some() {
         let _own = OwnSection::open();
         roll.lines(serial::send_line);
