@@ -38,6 +38,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Show what grew and what shrank between two profiles
     Compare(CompareArgs),
+    /// Show what shadow paging costs a boot, beside nested paging
+    Paging(PagingArgs),
     /// Show where everything lies in a guest's memory
     Layout(LayoutArgs),
 }
@@ -130,6 +132,32 @@ pub struct CompareArgs {
     #[arg(long, value_enum, default_value = "text")]
     pub format: CompareFormat,
     /// Write the comparison to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Options of `paging`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each profile is checked first: one that claims shadow paging and shows nested page faults, or the
+other way round, is void (status 65). Then profiles are paired that differ in nothing but paging;
+several pairs are a sweep, and may differ in the N of workload=ptes:N.
+
+Examples:
+  exitvisor paging nested.json shadow.json
+  exitvisor paging *.json --format csv --output sweep.csv
+  exitvisor paging --check shadow.json")]
+pub struct PagingArgs {
+    /// Saved profiles of both kinds, JSON, in any order [- is standard input]
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Only check that each profile is of the paging that it claims
+    #[arg(long, conflicts_with_all = ["format", "output"])]
+    pub check: bool,
+    /// Format of the report
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+    /// Write the report to this file [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }

@@ -13,6 +13,7 @@ pub mod fixed;
 pub(crate) mod fixtures;
 pub mod limit;
 pub mod load;
+pub mod paging;
 pub mod passes;
 pub mod runs;
 pub mod save;
