@@ -10,6 +10,7 @@ use crate::config::{
     self, Config, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset, TimeLimit,
 };
 use crate::error::Error;
+use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
 use crate::platform::dump::Dump;
 use crate::profile::limit::Limits;
@@ -240,6 +241,15 @@ pub struct VmArgs {
     /// Where tracefs is mounted, which the kernel-side ledger reads [default: a usual place]
     #[arg(long, value_name = "DIR")]
     pub tracefs: Option<PathBuf>,
+    /// How hypercalls arrive: auto, xen (KVM passes every VMCALL on, where it can) or gate (a
+    /// breakpoint on a registered instruction)
+    #[arg(
+        long,
+        value_name = "WAY",
+        default_value = "auto",
+        allow_hyphen_values = true
+    )]
+    pub hypercall: Wish,
     /// Print a line on standard error for each query of the guest's
     #[arg(long)]
     pub log_queries: bool,
@@ -330,6 +340,7 @@ impl VmArgs {
                 level: self.ledger.0,
                 tracefs: self.tracefs,
             },
+            hypercall: self.hypercall,
             log_queries: self.log_queries,
             console,
             dump: Dump {
@@ -399,6 +410,7 @@ mod tests {
             (&["--cpus", "1000"], "from 1 to 254"),
             (&["--leaves", "odd"], "classic, reversed"),
             (&["--sdm", "1999"], "current or 2020"),
+            (&["--hypercall", "kvm"], "auto, xen or gate"),
             (&["--timeout", "soon"], "for example 30s"),
             (&["--format", "xml"], "possible values: text, json, csv"),
             (&["--nonsense"], "--nonsense"),
