@@ -7,6 +7,7 @@ use super::verdict::{self, Verdict};
 use super::{Item, Kind, STRING};
 use crate::arch::fault::{self, Fault};
 use crate::arch::{cpu, gate, lapic, paging, port, scratch};
+use crate::exit_log::page::ExitPage;
 use crate::line::Line;
 use crate::machine::List;
 use crate::memory::Division;
@@ -166,9 +167,16 @@ fn repeat(item: Item, ready: &Ready) -> Result<u64, Fault> {
 
 /// Runs one workload and, where an Exitvisor counts, checks its count. The line says how it went.
 ///
-/// Nothing but the workload lies between the two queries, and a query is an exit of reason 0: the
-/// reason's count grows by the workload alone, the stated constant is 0.
-pub fn run(item: Item, layout: Option<Layout>, memory: &mut Division, line: &mut Line) -> Ended {
+/// The count is read before and after on the exit page, or else asked for. Nothing but the workload
+/// lies between, and a query is an exit of reason 0: the reason's count grows by the workload alone,
+/// the stated constant is 0.
+pub fn run(
+    item: Item,
+    layout: Option<Layout>,
+    page: Option<&ExitPage>,
+    memory: &mut Division,
+    line: &mut Line,
+) -> Ended {
     let known =
         |reason: Reason| layout.map(|_| gate::gate_cpuid(leaf::FLAGS, reason.number().into()).eax);
     let name = item.kind.name();
@@ -183,7 +191,11 @@ pub fn run(item: Item, layout: Option<Layout>, memory: &mut Division, line: &mut
         }
     };
     let reason = item.kind.reason();
-    let exits = || layout.map(|l| gate::gate_cpuid(l.exits_of, reason.number().into()).exits());
+    let asked = || layout.map(|l| gate::gate_cpuid(l.exits_of, reason.number().into()).exits());
+    let exits = || match page {
+        Some(page) => Some(page.exits_of(reason)),
+        None => asked(),
+    };
     let before = exits();
     let strays = repeat(item, &ready);
     let after = exits();
