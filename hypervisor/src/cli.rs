@@ -250,6 +250,10 @@ pub struct VmArgs {
         allow_hyphen_values = true
     )]
     pub hypercall: Wish,
+    /// Whether the guest is shown its live counters as read-only memory, where this KVM can
+    #[arg(long, value_enum, value_name = "on|off", default_value = "on")]
+    #[arg(hide_possible_values = true)]
+    pub exit_page: Switch,
     /// Print a line on standard error for each query of the guest's
     #[arg(long)]
     pub log_queries: bool,
@@ -271,6 +275,15 @@ pub enum ResetMode {
     End,
     /// The machine boots again, and each boot is profiled.
     Continue,
+}
+
+/// Whether something is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// Format of a profile.
@@ -341,6 +354,7 @@ impl VmArgs {
                 tracefs: self.tracefs,
             },
             hypercall: self.hypercall,
+            exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,
             console,
             dump: Dump {
