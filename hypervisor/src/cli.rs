@@ -212,6 +212,10 @@ pub struct VmArgs {
     /// Where tracefs is mounted, which the kernel-side ledger reads [default: a usual place]
     #[arg(long, value_name = "DIR")]
     pub tracefs: Option<PathBuf>,
+    /// Whether the guest is shown its live counters as read-only memory, where this KVM can
+    #[arg(long, value_enum, value_name = "on|off", default_value = "on")]
+    #[arg(hide_possible_values = true)]
+    pub exit_page: Switch,
     /// Print a line on standard error for each query of the guest's
     #[arg(long)]
     pub log_queries: bool,
@@ -233,6 +237,15 @@ pub enum ResetMode {
     End,
     /// The machine boots again, and each boot is profiled.
     Continue,
+}
+
+/// Whether something is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// Format of a profile.
@@ -302,6 +315,7 @@ impl VmArgs {
                 level: self.ledger.0,
                 tracefs: self.tracefs,
             },
+            exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,
             console,
             dump: Dump {

@@ -306,6 +306,8 @@ pub struct Config {
     pub edition: Edition,
     /// What is wanted of the kernel-side ledger.
     pub kernel_ledger: KernelWish,
+    /// Show the guest its exit page, where that is possible.
+    pub exit_page: bool,
     /// Print a host line per query.
     pub log_queries: bool,
     /// Where the guest's console goes.

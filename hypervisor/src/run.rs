@@ -36,6 +36,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
     let (kvm, tsc_khz) = (vm.kvm, vm.tsc_khz);
     let mut sources = mem::take(&mut vm.sources);
     let images = mem::take(&mut vm.images);
+    let exit_page = vm.shared.exit_page.as_ref().map(|page| page.kind());
     let reasons = reasons(config, kvm, &vm.shared.books);
 
     session.limit(config.timeout)?;
@@ -90,6 +91,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         host: host::describe(kvm, tsc_khz),
         machine: Machine {
             images: images.into_iter().map(images::hash).collect(),
+            exit_page: exit_page.map(|kind| kind.name().to_owned()),
             ..machine(config)
         },
         sources,
@@ -161,5 +163,6 @@ fn machine(config: &Config) -> Machine {
         }
         .into(),
         images: Vec::new(),
+        exit_page: None,
     }
 }

@@ -4,6 +4,7 @@ pub mod books;
 pub mod gate;
 pub mod ledger;
 pub mod milestone;
+pub mod page;
 pub mod rate;
 pub mod reason;
 pub mod source;
