@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use exitvisor::cli::{self, Command, CompareArgs, CompareFormat, Format, LayoutArgs};
-use exitvisor::cli::{LayoutFormat, ReportArgs, Stop};
+use exitvisor::cli::{self, CapsArgs, CapsFormat, Command, CompareArgs, CompareFormat, Format};
+use exitvisor::cli::{LayoutArgs, LayoutFormat, ReportArgs, Stop};
 use exitvisor::config::{Config, Console, TimeLimit};
 use exitvisor::error::Error;
 use exitvisor::profile::compare::Comparison;
 use exitvisor::profile::deputy::Place;
 use exitvisor::profile::limit::Limits;
 use exitvisor::profile::{Profile, load, save};
+use exitvisor::survey::Survey;
 use exitvisor::{layout, report, run, status};
 
 /// How long `profile` waits for a guest when nothing else is said.
@@ -85,6 +86,7 @@ fn command(command: Command) -> Result<u8, Error> {
         Command::Report(args) => show(&args),
         Command::Compare(args) => compare(args),
         Command::Layout(args) => show_layout(&args),
+        Command::Caps(args) => show_caps(&args),
     }
 }
 
@@ -196,6 +198,15 @@ fn show_layout(args: &LayoutArgs) -> Result<u8, Error> {
     let text = match args.format {
         LayoutFormat::Text => report::layout::text(&ranges),
         LayoutFormat::Json => report::layout::json(&ranges),
+    };
+    write_out(args.output.as_deref(), &text)
+}
+
+fn show_caps(args: &CapsArgs) -> Result<u8, Error> {
+    let survey = Survey::take();
+    let text = match args.format {
+        CapsFormat::Text => report::survey::text(&survey),
+        CapsFormat::Json => report::survey::json(&survey),
     };
     write_out(args.output.as_deref(), &text)
 }

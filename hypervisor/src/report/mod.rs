@@ -13,6 +13,7 @@ mod names;
 mod passes;
 pub mod runs;
 pub mod summary;
+pub mod survey;
 mod table;
 pub mod text;
 
