@@ -55,6 +55,8 @@ pub struct Options {
     pub crash: Option<Crash>,
     /// `devices`
     pub devices: bool,
+    /// `caps`
+    pub caps: bool,
     /// `cpus=`: instead of those that the device tree names; 0 where it is not given.
     pub cpus: u32,
     /// `reboot=`
@@ -137,6 +139,7 @@ pub fn parse(cmdline: &str) -> Result<Options, Error<'_>> {
                     .ok_or(wrong("an exit status up to 63"))? as u32;
             }
             "devices" if value.is_none() => options.devices = true,
+            "caps" if value.is_none() => options.caps = true,
             "poweroff" if value.is_none() => options.power_off = true,
             "cpus" => {
                 options.cpus = number(value_or_empty, CPUS_MAX)
@@ -202,7 +205,7 @@ mod tests {
     fn all_words() {
         let options = parse(
             "log=each queries=5 workload=cpuid:1000,pio:500 workload=mmio:10000000,hlt:1 \
-             hypercall gate=port exit=63 crash=stack devices cpus=254 reboot=3 poweroff",
+             hypercall gate=port exit=63 crash=stack devices caps cpus=254 reboot=3 poweroff",
         )
         .unwrap();
         let items: Vec<_> = options
@@ -224,7 +227,7 @@ mod tests {
             (LogMode::Each, 5, 63, Some(Crash::Stack))
         );
         assert!(options.hypercall && options.gate_by_port);
-        assert!(options.devices && options.power_off);
+        assert!(options.devices && options.caps && options.power_off);
         assert_eq!((options.cpus, options.reboot), (254, 3));
     }
 
