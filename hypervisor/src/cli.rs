@@ -43,6 +43,8 @@ pub enum Command {
     Paging(PagingArgs),
     /// Show where everything lies in a guest's memory
     Layout(LayoutArgs),
+    /// Show what this host's KVM can intercept and control
+    Caps(CapsArgs),
 }
 
 /// Options of `run`.
@@ -185,6 +187,25 @@ pub struct LayoutArgs {
     pub output: Option<PathBuf>,
 }
 
+/// Options of `caps`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+guest: what KVM offers to a guest. CPU: this CPU's own; its VMX needs root and the module msr. What
+cannot be seen is named, with what to do, and is no failure.
+
+Examples:
+  exitvisor caps
+  sudo modprobe msr; sudo exitvisor caps
+  exitvisor caps --format json --output caps.json")]
+pub struct CapsArgs {
+    /// Format of the survey
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: CapsFormat,
+    /// Write the survey to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
 /// The VM.
 #[derive(Debug, Args)]
 pub struct VmArgs {
@@ -300,6 +321,15 @@ pub enum Format {
 /// Format of the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LayoutFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Format of the survey.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CapsFormat {
     /// For people.
     Text,
     /// For programs.

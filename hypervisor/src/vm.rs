@@ -72,7 +72,7 @@ pub struct Vm {
 }
 
 /// Opens `/dev/kvm`, or says in one line what is missing and what to do.
-fn open_kvm() -> Result<Kvm, Error> {
+pub(crate) fn open_kvm() -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|e| {
         let advice = match e.errno() {
             libc::ENOENT => {
