@@ -11,6 +11,7 @@ mod ci;
 mod kvm_module;
 mod lab;
 mod on;
+mod paging;
 mod run;
 mod signals;
 mod smaps;
@@ -53,6 +54,7 @@ enum Task {
     BenchInLab(bench::InLab),
     Lab(lab::Lab),
     Ci(ci::Ci),
+    SeveralInLab(paging::SeveralInLab),
     TestLab(test::OneLab),
     TestInside(test::Inside),
     WithPaging(with_paging::WithPaging),
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
             Task::BenchInLab(task) => task.run(),
             Task::Lab(task) => task.run(),
             Task::Ci(task) => task.run(),
+            Task::SeveralInLab(task) => task.run(),
             Task::TestLab(task) => task.run(),
             Task::TestInside(task) => task.run(),
             Task::WithPaging(task) => task.run(),
