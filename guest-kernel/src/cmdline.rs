@@ -18,6 +18,20 @@ pub enum LogMode {
     Off,
 }
 
+/// Where the exit log has its figures from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exits {
+    /// From the exit page where there is one, else by the leaves.
+    #[default]
+    Auto,
+    /// From the exit page.
+    Page,
+    /// By the leaves, at the gate.
+    Leaves,
+    /// From the page, compared with the leaves, and with what the leaves cost.
+    Both,
+}
+
 /// How the kernel crashes when it is asked to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
@@ -42,6 +56,8 @@ pub const QUERIES_MAX: u32 = 32;
 pub struct Options {
     /// `log=`
     pub log: LogMode,
+    /// `exits=`
+    pub exits: Exits,
     /// `queries=`
     pub queries: u32,
     /// `workload=`
@@ -119,6 +135,15 @@ pub fn parse(cmdline: &str) -> Result<Options, Error<'_>> {
                     "each" => LogMode::Each,
                     "off" => LogMode::Off,
                     _ => return Err(wrong("log=final, log=each or log=off")),
+                }
+            }
+            "exits" => {
+                options.exits = match value_or_empty {
+                    "auto" => Exits::Auto,
+                    "page" => Exits::Page,
+                    "leaves" => Exits::Leaves,
+                    "both" => Exits::Both,
+                    _ => return Err(wrong("exits=auto, exits=page, exits=leaves or exits=both")),
                 }
             }
             "queries" => {
@@ -239,7 +264,7 @@ mod tests {
     #[test]
     fn all_words() {
         let options = parse(
-            "log=each queries=5 workload=cpuid:1000,pio:500 workload=mmio:10000000,hlt:1 \
+            "log=each exits=both queries=5 workload=cpuid:1000,pio:500 workload=mmio:10000000,hlt:1 \
              hypercall gate=port exit=63 crash=stack devices cpus=254 reboot=3 poweroff \
              leaves=exits-of:0x0-255,0x4FFFFFFF leaves=4294967295:0xFFFFFFFF",
         )
@@ -262,6 +287,7 @@ mod tests {
             (options.log, options.queries, options.exit, options.crash),
             (LogMode::Each, 5, 63, Some(Crash::Stack))
         );
+        assert_eq!(options.exits, Exits::Both);
         assert!(options.hypercall && options.gate_by_port);
         assert!(options.devices && options.power_off);
         assert_eq!((options.cpus, options.reboot), (254, 3));
@@ -282,6 +308,8 @@ mod tests {
         for (line, word) in [
             ("log=never", "log=never"),
             ("log", "log"),
+            ("exits=all", "exits=all"),
+            ("exits", "exits"),
             ("queries=33", "queries=33"),
             ("queries=-1", "queries=-1"),
             ("queries=", "queries="),

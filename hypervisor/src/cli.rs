@@ -10,6 +10,7 @@ use crate::config::{
     self, Config, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset, TimeLimit,
 };
 use crate::error::Error;
+use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
 use crate::platform::dump::Dump;
 use crate::profile::limit::Limits;
@@ -38,6 +39,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Show what grew and what shrank between two profiles
     Compare(CompareArgs),
+    /// Show what shadow paging costs a boot, beside nested paging
+    Paging(PagingArgs),
     /// Show where everything lies in a guest's memory
     Layout(LayoutArgs),
 }
@@ -134,6 +137,32 @@ pub struct CompareArgs {
     pub output: Option<PathBuf>,
 }
 
+/// Options of `paging`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each profile is checked first: one that claims shadow paging and shows nested page faults, or the
+other way round, is void (status 65). Then profiles are paired that differ in nothing but paging;
+several pairs are a sweep, and may differ in the N of workload=ptes:N.
+
+Examples:
+  exitvisor paging nested.json shadow.json
+  exitvisor paging *.json --format csv --output sweep.csv
+  exitvisor paging --check shadow.json")]
+pub struct PagingArgs {
+    /// Saved profiles of both kinds, JSON, in any order [- is standard input]
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Only check that each profile is of the paging that it claims
+    #[arg(long, conflicts_with_all = ["format", "output"])]
+    pub check: bool,
+    /// Format of the report
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+    /// Write the report to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
 /// Options of `layout`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -212,6 +241,15 @@ pub struct VmArgs {
     /// Where tracefs is mounted, which the kernel-side ledger reads [default: a usual place]
     #[arg(long, value_name = "DIR")]
     pub tracefs: Option<PathBuf>,
+    /// How hypercalls arrive: auto, xen (KVM passes every VMCALL on, where it can) or gate (a
+    /// breakpoint on a registered instruction)
+    #[arg(
+        long,
+        value_name = "WAY",
+        default_value = "auto",
+        allow_hyphen_values = true
+    )]
+    pub hypercall: Wish,
     /// Print a line on standard error for each query of the guest's
     #[arg(long)]
     pub log_queries: bool,
@@ -302,6 +340,7 @@ impl VmArgs {
                 level: self.ledger.0,
                 tracefs: self.tracefs,
             },
+            hypercall: self.hypercall,
             log_queries: self.log_queries,
             console,
             dump: Dump {
@@ -371,6 +410,7 @@ mod tests {
             (&["--cpus", "1000"], "from 1 to 254"),
             (&["--leaves", "odd"], "classic, reversed"),
             (&["--sdm", "1999"], "current or 2020"),
+            (&["--hypercall", "kvm"], "auto, xen or gate"),
             (&["--timeout", "soon"], "for example 30s"),
             (&["--format", "xml"], "possible values: text, json, csv"),
             (&["--nonsense"], "--nonsense"),

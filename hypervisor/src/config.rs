@@ -8,6 +8,7 @@ use exit_abi::leaf::Layout;
 use exit_abi::reason::Edition;
 use thiserror::Error;
 
+use crate::exits::hypercall::Wish;
 use crate::exits::source::kernel::Level;
 use crate::exits::source::open::KernelWish;
 use crate::layout;
@@ -57,6 +58,9 @@ pub enum ConfigError {
     /// Not a level.
     #[error("`{0}` is not a level of the kernel ledger: write counts, cycles, histogram or off")]
     Ledger(String),
+    /// Not a way for hypercalls.
+    #[error("`{0}` is not a way for hypercalls to arrive: write auto, xen or gate")]
+    Hypercall(String),
     /// Command line too long.
     #[error("the command line has {0} bytes: at most {max} fit", max = layout::CMDLINE_SIZE - 1)]
     CmdlineTooLong(usize),
@@ -306,6 +310,8 @@ pub struct Config {
     pub edition: Edition,
     /// What is wanted of the kernel-side ledger.
     pub kernel_ledger: KernelWish,
+    /// How hypercalls are to arrive.
+    pub hypercall: Wish,
     /// Print a host line per query.
     pub log_queries: bool,
     /// Where the guest's console goes.

@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use exitvisor::cli::{self, Command, CompareArgs, CompareFormat, Format, LayoutArgs};
-use exitvisor::cli::{LayoutFormat, ReportArgs, Stop};
+use exitvisor::cli::{LayoutFormat, PagingArgs, ReportArgs, Stop};
 use exitvisor::config::{Config, Console, TimeLimit};
 use exitvisor::error::Error;
 use exitvisor::profile::compare::Comparison;
 use exitvisor::profile::deputy::Place;
 use exitvisor::profile::limit::Limits;
+use exitvisor::profile::paging::{Pairing, Refused};
 use exitvisor::profile::{Profile, load, save};
 use exitvisor::{layout, report, run, status};
 
@@ -84,6 +85,7 @@ fn command(command: Command) -> Result<u8, Error> {
         }
         Command::Report(args) => show(&args),
         Command::Compare(args) => compare(args),
+        Command::Paging(args) => paging(&args),
         Command::Layout(args) => show_layout(&args),
     }
 }
@@ -189,6 +191,32 @@ fn compare(args: CompareArgs) -> Result<u8, Error> {
     write_out(args.output.as_deref(), &text)?;
     let grown = violations.is_some_and(|v| !v.is_empty());
     Ok(if grown { status::GROWTH } else { 0 })
+}
+
+fn paging(args: &PagingArgs) -> Result<u8, Error> {
+    let mut profiles = Vec::new();
+    for file in &args.files {
+        profiles.push((file.display().to_string(), load::load(file)?));
+    }
+    if !args.check {
+        let pairing = Pairing::of(&profiles)?;
+        let text = match args.format {
+            Format::Text => report::paging::text(&pairing),
+            Format::Json => report::paging::json(&pairing),
+            Format::Csv => report::paging::csv(&pairing),
+        };
+        return write_out(args.output.as_deref(), &text);
+    }
+    let mut text = String::new();
+    for (name, profile) in profiles {
+        let checked = profile.checked_paging();
+        let paging = checked.map_err(|why| Refused::Void {
+            name: name.clone(),
+            why,
+        })?;
+        text += &format!("{}: {} paging\n", report::clean(&name), paging.name());
+    }
+    write_out(None, &text)
 }
 
 fn show_layout(args: &LayoutArgs) -> Result<u8, Error> {

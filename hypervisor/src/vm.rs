@@ -14,6 +14,7 @@ use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_REGS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::elf::{self, Image, Role};
@@ -25,7 +26,8 @@ use crate::devices::control::Control;
 use crate::devices::serial::Com1;
 use crate::error::{Error, host as host_error, kvm as kvm_error};
 use crate::exits::books::Books;
-use crate::exits::gate::Gates;
+use crate::exits::gate::{Gate, Gates};
+use crate::exits::hypercall::{self, Mechanism, Wish};
 use crate::exits::ledger::Ledger;
 use crate::exits::milestone::Milestones;
 use crate::exits::source;
@@ -116,7 +118,7 @@ fn open_kvm() -> Result<Kvm, Error> {
 }
 
 /// Tells KVM what it needs before there are vCPUs.
-fn prepare(vm: &VmFd, kvm_kind: KvmKind) -> Result<(), Error> {
+fn prepare(vm: &VmFd, kvm_kind: KvmKind, wish: Wish) -> Result<Mechanism, Error> {
     vm.set_identity_map_address(layout::IDENTITY_MAP)
         .map_err(kvm_error("an identity map"))?;
     vm.set_tss_address(layout::TSS as usize)
@@ -136,7 +138,7 @@ fn prepare(vm: &VmFd, kvm_kind: KvmKind) -> Result<(), Error> {
             tracing::debug!(%error, "cannot disable KVM_X86_QUIRK_FIX_HYPERCALL_INSN");
         }
     }
-    Ok(())
+    hypercall::set_up(vm, kvm_kind, wish)
 }
 
 /// Creates a vCPU with its CPUID table.
@@ -176,7 +178,8 @@ fn set_entry(fd: &VcpuFd, entry: u32) -> Result<(), Error> {
 /// What was loaded where.
 struct Boot {
     entry: u32,
-    gates: Vec<crate::exits::gate::Gate>,
+    /// Each with what stands there.
+    gates: Vec<(Gate, [u8; 3])>,
     names: BTreeMap<u32, String>,
     images: Vec<Loaded>,
 }
@@ -256,6 +259,15 @@ fn load(
     pvh::write(memory, &config.cmdline, &modules, rsdp)?;
     let Image { entry, bytes, .. } = image;
     let gates = std::mem::take(&mut image.gates);
+    let gates = gates.into_iter().map(|gate| {
+        let mut bytes = [0; 3];
+        if let Some(at) = image.physical(gate.address) {
+            // Outside memory there is no instruction; what is there later is found at the gate.
+            let _ = memory.read_slice(&mut bytes, GuestAddress(at));
+        }
+        (gate, bytes)
+    });
+    let gates = gates.collect();
     let mut names = std::mem::take(&mut image.names);
     if role == Role::Firmware
         && let Ok(kernel) = Image::open(&config.kernel, files)
@@ -315,7 +327,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
 
     let memory = memory::map(config.memory.bytes())?;
     memory::give_to_kvm(&fd, &memory)?;
-    prepare(&fd, kind)?;
+    let hypercalls = prepare(&fd, kind, config.hypercall)?;
 
     let control = Arc::new(Control::new().map_err(host_error("make an event descriptor"))?);
     let line = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event descriptor"))?;
@@ -336,9 +348,12 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let timer_hz = irqchip::timer_hz(&kvm);
     let sync_regs = kvm.check_extension_int(Cap::SyncRegs) as u32 & KVM_SYNC_X86_REGS != 0;
 
-    let supported = kvm
+    let mut supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(kvm_error("its supported CPUID table"))?;
+    if hypercalls == Mechanism::Xen {
+        hypercall::hide_features(&mut supported);
+    }
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let boot = load(config, &memory, image, &mut held.files, timer_hz, resets)?;
 
@@ -349,7 +364,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     for index in 0..config.cpus.get() {
         let vcpu = create_vcpu(&fd, index, &supported, config, deadline)?;
         let ledger = Arc::new(Ledger::default());
-        let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, kernel);
+        let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, kernel, hypercalls);
         books.push(book);
         sources = infos;
         fds.push((vcpu, ledger));
@@ -361,9 +376,13 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
 
     let gates = Gates::new(fds.len());
-    for gate in boot.gates {
+    for (gate, bytes) in boot.gates {
         // The image's check has ruled out what the table refuses.
-        if let Err(outcome) = gates.register(gate) {
+        let registered = match gate.needs_slot(hypercalls, kind, &bytes) {
+            true => gates.register(gate).map(|_| ()),
+            false => gates.register_unarmed(gate.address),
+        };
+        if let Err(outcome) = registered {
             let source = elf::ElfError::Gates(format!("{:#x}: {outcome:?}", gate.address));
             return Err(image_error(role, path)(source));
         }
@@ -371,8 +390,9 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let can_block = fd.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into()) as u32;
     let shared = Arc::new(Shared {
         memory,
-        books: Books::new(books, kind),
+        books: Books::new(books, kind).with_hypercalls(hypercalls),
         gates,
+        hypercalls,
         milestones: Milestones::new(boot.names),
         com1: Mutex::new(com1),
         control,

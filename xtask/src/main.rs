@@ -9,6 +9,7 @@ mod boot_profile;
 mod build;
 mod ci;
 mod exercises;
+mod kvm_module;
 mod lab;
 mod on;
 mod run;
@@ -17,6 +18,7 @@ mod smaps;
 mod step;
 mod test;
 mod toolchain;
+mod with_paging;
 mod workspace;
 
 use std::process::ExitCode;
@@ -58,12 +60,16 @@ enum Task {
     Ci(ci::Ci),
     TestLab(test::OneLab),
     TestInside(test::Inside),
+    WithPaging(with_paging::WithPaging),
 }
 
 fn main() -> ExitCode {
     if lab::agent::called() {
         lab::agent::main();
         return ExitCode::from(FAILED);
+    }
+    if let Some(name) = lab::modprobe::called() {
+        return ExitCode::from(lab::modprobe::main(name));
     }
     let result = Cli::try_parse()
         .map_err(anyhow::Error::from)
@@ -81,6 +87,7 @@ fn main() -> ExitCode {
             Task::Ci(task) => task.run(),
             Task::TestLab(task) => task.run(),
             Task::TestInside(task) => task.run(),
+            Task::WithPaging(task) => task.run(),
         });
     ExitCode::from(result.unwrap_or_else(|error| complain(&error)))
 }

@@ -10,6 +10,7 @@ mod format;
 pub mod json;
 pub mod layout;
 mod names;
+pub mod paging;
 mod passes;
 pub mod runs;
 pub mod summary;

@@ -169,6 +169,11 @@ fn gates(profile: &Profile) -> String {
             text += ", masking the guest's own hardware breakpoints";
         }
     }
+    match profile.machine.hypercall.as_deref() {
+        Some("xen") => text += " · VMCALL: KVM passes every one on",
+        Some("gate") => text += " · VMCALL: at gates",
+        _ => {}
+    }
     text
 }
 

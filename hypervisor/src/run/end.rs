@@ -125,6 +125,7 @@ mod tests {
             leaves: "classic".parse().unwrap(),
             edition: Edition::Current,
             kernel_ledger: Default::default(),
+            hypercall: Default::default(),
             log_queries: false,
             console: Console::Stdout,
             dump: Default::default(),

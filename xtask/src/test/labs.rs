@@ -257,6 +257,8 @@ impl OneLab {
         job.cwd = PathBuf::from("/lab/tests");
         job.env
             .push(("EXITVISOR_LAB".into(), suite.host().name().into()));
+        job.env
+            .push(("EXITVISOR_XTASK".into(), job.program.clone().into()));
         job.args.push("test-inside".into());
         let all = self.programs.into_iter().map(|program| (program, ""));
         let own = self.own.into_iter().map(|program| (program, OF_THE_KERNEL));
