@@ -8,6 +8,7 @@ mod bench;
 mod boot_profile;
 mod build;
 mod ci;
+mod exercises;
 mod kvm_module;
 mod lab;
 mod on;
@@ -37,6 +38,7 @@ const FAILED: u8 = 70;
     after_help = "Examples:
   cargo xtask run                    boot the guest kernel
   cargo xtask boot-profile           boot it and show what each step cost in exits
+  cargo xtask exercises              the coursework, answered from the labs
   cargo xtask test                   every test"
 )]
 struct Cli {
@@ -52,6 +54,9 @@ enum Task {
     Test(test::Test),
     Bench(bench::Bench),
     BenchInLab(bench::InLab),
+    Exercises(exercises::Exercises),
+    ExercisesLab(exercises::OneLab),
+    ExercisesInLab(exercises::InLab),
     Lab(lab::Lab),
     Ci(ci::Ci),
     SeveralInLab(paging::SeveralInLab),
@@ -77,6 +82,9 @@ fn main() -> ExitCode {
             Task::Test(task) => task.run(),
             Task::Bench(task) => task.run(),
             Task::BenchInLab(task) => task.run(),
+            Task::Exercises(task) => task.run(),
+            Task::ExercisesLab(task) => task.run(),
+            Task::ExercisesInLab(task) => task.run(),
             Task::Lab(task) => task.run(),
             Task::Ci(task) => task.run(),
             Task::SeveralInLab(task) => task.run(),

@@ -147,7 +147,7 @@ impl Plan {
 
 /// How many labs run at once, this host's own tests counting as one: one for each CPU, as far as
 /// memory allows.
-fn at_once() -> usize {
+pub(crate) fn at_once() -> usize {
     const OF_A_LAB: u64 = 3 << 30;
     let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let available = std::fs::read_to_string("/proc/meminfo").ok();
