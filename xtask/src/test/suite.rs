@@ -83,7 +83,9 @@ impl Suite {
     /// Whether this black-box test program runs there.
     pub(crate) fn wants(self, program: &str) -> bool {
         match self {
-            Self::AmdSmp => ["exit_log", "exit_page", "gates", "neighbours", "smp"].contains(&program),
+            Self::AmdSmp => {
+                ["exit_log", "exit_page", "gates", "neighbours", "smp"].contains(&program)
+            }
             Self::AmdShadow | Self::IntelShadow => {
                 ["exit_log", "exit_page", "kernel_ledger", "neighbours"].contains(&program)
             }
