@@ -348,3 +348,229 @@ fn row_of(entry: Entry) -> Option<usize> {
         Entry::NotAnExit => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exits::books::{Books, Scratch, VcpuBook};
+    use crate::exits::ledger::Ledger;
+    use crate::exits::rate::Rate;
+    use crate::exits::source::run::RunSource;
+    use crate::exits::source::scripted::Scripted;
+    use crate::exits::source::{Sample, Source, SourceKind};
+    use crate::profile::KvmKind;
+    use exit_abi::page::{Head, Row};
+    use proptest::prelude::*;
+
+    /// Loads a word as a guest does.
+    fn load(page: &ExitPage) -> impl Fn(u64) -> u64 {
+        move |at| {
+            let at = at as usize;
+            let word = match (at.checked_sub(HEAD_SIZE as usize), &page.writer) {
+                (None, _) => page.head.word(at),
+                (Some(at), Writer::Vmm(words)) => words.word(at),
+                (Some(at), Writer::Kernel(ledger)) => ledger.records().words.get(at / 8),
+            };
+            word.unwrap().load(Relaxed)
+        }
+    }
+
+    fn head(page: &ExitPage) -> Head {
+        Head::read(page.size(), load(page)).unwrap()
+    }
+
+    #[test]
+    fn a_fresh_page_is_read() {
+        for vcpus in [1, 3, crate::config::MAX_CPUS] {
+            let page = ExitPage::of_vmm(vcpus).unwrap();
+            let head = head(&page);
+            assert_eq!((head.kind, head.timed), (PageKind::Vmm, true));
+            assert_eq!((head.vcpus, head.size()), (vcpus.into(), page.size()));
+            assert_eq!(page.size() % 4096, 0);
+            for row in 0..head.rows {
+                let expected = Reason::new(row as u32);
+                assert_eq!(head.reason(row, load(&page)), expected);
+                for vcpu in [0, u64::from(vcpus) - 1] {
+                    assert_eq!(head.row(vcpu, row, load(&page)), Row::default());
+                    assert_eq!(
+                        page.number(vcpu as usize, row as usize, row::MIN)
+                            .unwrap()
+                            .load(Relaxed),
+                        u64::MAX
+                    );
+                }
+            }
+            assert_eq!(head.rows, COUNT as u64 + 1);
+            assert_eq!(head.cycles(12345), 12345);
+        }
+    }
+
+    #[test]
+    fn the_kernel_s_records_have_their_reasons() {
+        use crate::exits::source::kernel::{Level, Options};
+        let options = |kvm, level| Options {
+            level,
+            kvm,
+            vcpus: 3,
+            tracefs: None,
+        };
+        for (kvm, level) in [
+            (KvmKind::Amd, Level::Counts),
+            (KvmKind::Intel, Level::Cycles),
+        ] {
+            // Whoever may not open one has skipped what tests it, aloud.
+            let Ok(ledger) = KernelLedger::open(&options(kvm, level)) else {
+                return;
+            };
+            let page = ExitPage::of_kernel(Arc::new(ledger)).unwrap();
+            let head = head(&page);
+            assert_eq!(head.kind, PageKind::Kernel);
+            assert_eq!(head.timed, level > Level::Counts);
+            assert_eq!((head.vcpus, head.size()), (3, page.size()));
+            for row in 0..head.rows {
+                let expected = slots::describe(kvm, row as usize).reason;
+                assert_eq!(head.reason(row, load(&page)), expected, "row {row:#x}");
+                assert_eq!(head.row(2, row, load(&page)), Row::default());
+            }
+            let nanos = 987_654_321;
+            assert_eq!(head.cycles(nanos), Rate::measured().cycles(nanos));
+            // Nothing of the VMM's writes there.
+            let recorder = Recorder::new(Some(&Arc::new(page)), 0);
+            assert!(!recorder.is_needed());
+        }
+    }
+
+    /// A vCPU whose KVM tells this total, and so many HLTs.
+    fn books(ledger: &Arc<Ledger>, total: u64, halts: u64) -> Books {
+        let mut sample = Sample {
+            total: Some(total),
+            ..Sample::default()
+        };
+        sample.rows[Reason::HLT.index()].exits = halts;
+        let stats = Scripted {
+            kind: SourceKind::Stats,
+            sample,
+            exact: vec![Reason::HLT],
+        };
+        let sources: Vec<Box<dyn Source>> =
+            vec![Box::new(RunSource(ledger.clone())), Box::new(stats)];
+        let book = VcpuBook {
+            ledger: ledger.clone(),
+            sources,
+        };
+        Books::new(vec![book], KvmKind::Amd)
+    }
+
+    /// What the page has of a reason, or of none.
+    fn exits(page: &ExitPage, reason: Option<Reason>) -> u64 {
+        let head = head(page);
+        let rows = (0..head.rows).filter(|&row| head.reason(row, load(page)) == reason);
+        rows.map(|row| head.exits(0, row, load(page))).sum()
+    }
+
+    fn total(page: &ExitPage) -> u64 {
+        let head = head(page);
+        (0..head.rows)
+            .map(|row| head.exits(0, row, load(page)))
+            .sum()
+    }
+
+    #[test]
+    fn the_vmm_s_exits_show_at_once_and_the_rest_when_it_is_known() {
+        let ledger = Arc::new(Ledger::default());
+        let page = Arc::new(ExitPage::of_vmm(2).unwrap());
+        let recorder = Recorder::new(Some(&page), 0);
+        let io = Entry::Reason(Reason::IO);
+        for (entry, owner) in [
+            (io, Owner::Guest),
+            (io, Owner::Own),
+            (Entry::Other, Owner::Guest),
+            (Entry::NotAnExit, Owner::Guest),
+        ] {
+            ledger.count(entry, owner);
+            recorder.count(entry);
+            ledger.time(entry, owner, 70);
+            recorder.time(entry, owner, 70);
+        }
+        assert_eq!((exits(&page, Some(Reason::IO)), exits(&page, None)), (2, 1));
+        let row = head(&page).row(0, Reason::IO.index() as u64, load(&page));
+        let expected = Row {
+            exits: 2,
+            timed: 2,
+            time: 140,
+            own_timed: 1,
+            own_time: 70,
+        };
+        assert_eq!(row, expected);
+        for extreme in [row::MIN, row::MAX] {
+            let word = page.number(0, Reason::IO.index(), extreme).unwrap();
+            assert_eq!(word.load(Relaxed), 70, "the guest's");
+        }
+        assert_eq!(
+            head(&page).row(1, Reason::IO.index() as u64, load(&page)),
+            Row::default()
+        );
+
+        // KVM knows of more: 5 HLTs and 92 exits of unknown reasons.
+        let mut scratch = Scratch::default();
+        books(&ledger, 100, 5).all_by(&mut scratch, |vcpu, figures| {
+            assert_eq!(vcpu, 0);
+            recorder.refresh(figures);
+        });
+        assert_eq!(exits(&page, Some(Reason::HLT)), 5);
+        assert_eq!(exits(&page, None), 93);
+        assert_eq!(total(&page), scratch.figures.known());
+        // From there it goes on at once.
+        ledger.count(Entry::Reason(Reason::HLT), Owner::Guest);
+        recorder.count(Entry::Reason(Reason::HLT));
+        assert_eq!((exits(&page, Some(Reason::HLT)), total(&page)), (6, 101));
+        // A reading that knows less than the last takes nothing back.
+        books(&ledger, 7, 0).vcpu(0, &mut scratch);
+        recorder.refresh(&scratch.figures);
+        assert_eq!((exits(&page, Some(Reason::HLT)), total(&page)), (6, 101));
+    }
+
+    #[test]
+    fn without_a_page_nothing_is_written() {
+        let recorder = Recorder::new(None, 0);
+        recorder.count(Entry::Other);
+        recorder.time(Entry::Reason(Reason::IO), Owner::Own, 1);
+        recorder.refresh(&Figures::default());
+        // Nor for a vCPU that has no record.
+        let page = Arc::new(ExitPage::of_vmm(1).unwrap());
+        let beyond = Recorder::new(Some(&page), 1);
+        beyond.count(Entry::Other);
+        assert_eq!(total(&page), 0);
+    }
+
+    proptest! {
+        /// Whatever is booked, the page has what the ledger has.
+        #[test]
+        fn a_record_is_the_ledger(booked in prop::collection::vec((0..COUNT as u32, any::<bool>(), any::<u32>(), any::<bool>()), 0..200)) {
+            let ledger = Arc::new(Ledger::default());
+            let page = Arc::new(ExitPage::of_vmm(1).unwrap());
+            let recorder = Recorder::new(Some(&page), 0);
+            for (reason, own, cycles, refresh) in booked {
+                let owner = if own { Owner::Own } else { Owner::Guest };
+                let entry = Entry::Reason(Reason::new(reason).unwrap());
+                ledger.count(entry, owner);
+                recorder.count(entry);
+                ledger.time(entry, owner, cycles.into());
+                recorder.time(entry, owner, cycles.into());
+                if refresh {
+                    let mut scratch = Scratch::default();
+                    books(&ledger, 0, 0).vcpu(0, &mut scratch);
+                    recorder.refresh(&scratch.figures);
+                }
+            }
+            let head = head(&page);
+            for reason in Reason::all() {
+                let (row, expected) = (head.row(0, reason.index() as u64, load(&page)), ledger.row(reason));
+                prop_assert_eq!(row.exits, expected.exits);
+                prop_assert_eq!((row.timed, row.time), (expected.timed, expected.cycles));
+                prop_assert_eq!((row.own_timed, row.own_time), (expected.own_timed, expected.own_cycles));
+                prop_assert_eq!(head.cycles_of_times(&row), expected.cycles);
+            }
+        }
+    }
+}

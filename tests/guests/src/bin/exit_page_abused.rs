@@ -181,7 +181,8 @@ fn guest(start_info: u32) -> u32 {
             let value: u64;
             // SAFETY: a load, by way of a counter: wherever it leads, it changes nothing.
             unsafe { asm!("mov {1}, [{0}]", in(reg) address, out(reg) value, options(nostack)) };
-            check_eq(53, value, 0x81, "what it leads to");
+            // The CPU has noted there that it used it, and that is RAM.
+            check_eq(53, value & !0x60, 0x81, "what it leads to");
             unchanged();
         }
     }
