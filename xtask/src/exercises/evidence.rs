@@ -13,6 +13,8 @@ pub(crate) struct Evidence {
     pub(crate) title: String,
     /// By paging: what it said, or why it was not run.
     pub(crate) boots: BTreeMap<Paging, Result<Boot, String>>,
+    /// exitvisor's own comparison of pagings: what it is of, and its text, or why it refused.
+    pub(crate) comparisons: Vec<(&'static str, Result<String, String>)>,
 }
 
 /// One boot of a lab.

@@ -16,12 +16,12 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
 use super::evidence::{Boot, Evidence};
-use super::inside::{Order, Orders, Told};
+use super::inside::{Order, Orders, Said, Told};
 use super::plan::{self, Exercise, Paging, Run, What};
 use super::profile::Profile;
 use crate::build::Built;
 use crate::lab::{self, Host, Job, Version};
-use crate::step::{self, Ended};
+use crate::step::{self, Ended, Step};
 use crate::test::at_once;
 
 /// Where the plan is run, and for what.
@@ -119,10 +119,48 @@ impl Errand<'_> {
             }
             Evidence {
                 title: host.title().to_owned(),
+                comparisons: self.comparisons(host),
                 boots: of_host,
             }
         });
         Ok(evidence.collect())
+    }
+
+    /// What `exitvisor paging` says of nested and shadow profiles; nothing where one is missing.
+    fn comparisons(&self, host: Host) -> Vec<(&'static str, Result<String, String>)> {
+        let files = |runs: &[&str]| -> Vec<PathBuf> {
+            let pagings = [Paging::Nested, Paging::Shadow];
+            let units = pagings.map(|paging| Unit { host, paging });
+            let of_unit = |unit: Unit| runs.iter().map(move |run| unit.file(self.raw, run));
+            units.into_iter().flat_map(of_unit).collect()
+        };
+        let sweep = plan::SWEEP_RUNS.map(|(name, _)| name);
+        let mut comparisons = Vec::new();
+        for (what, files) in [
+            ("The two boots", files(&["paging"])),
+            ("Page-table work of three lengths", files(&sweep)),
+        ] {
+            if !files.iter().all(|file| file.exists()) {
+                continue;
+            }
+            let mut step = Step::new(&self.built.exitvisor).arg("paging");
+            // Names that say what they are, wherever this lies.
+            for file in files {
+                step = step.arg(file.file_name().unwrap_or_default());
+            }
+            step.command().current_dir(self.raw);
+            let Ok(output) = step.output() else { continue };
+            let said = Said {
+                status: step::number(output.status),
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            };
+            comparisons.push(match said.status {
+                0 => (what, Ok(said.stdout)),
+                _ => (what, Err(said.complaint())),
+            });
+        }
+        comparisons
     }
 
     /// The boots of labs that are needed, the longest first.
@@ -314,7 +352,7 @@ mod tests {
         assert_eq!(
             arguments(run, None, "boot.json").join(" "),
             "profile --firmware firmware --kernel guest-kernel --on-reset continue \
-             --cmdline reboot=1 --format json --output boot.json"
+             --cmdline 'exits=leaves reboot=1' --format json --output boot.json"
         );
     }
 
