@@ -74,6 +74,8 @@ pub struct Options {
     pub crash: Option<Crash>,
     /// `devices`
     pub devices: bool,
+    /// `caps`
+    pub caps: bool,
     /// `cpus=`: instead of those that the device tree names; 0 where it is not given.
     pub cpus: u32,
     /// `reboot=`
@@ -166,6 +168,7 @@ pub fn parse(cmdline: &str) -> Result<Options, Error<'_>> {
                     .ok_or(wrong("an exit status up to 63"))? as u32;
             }
             "devices" if value.is_none() => options.devices = true,
+            "caps" if value.is_none() => options.caps = true,
             "poweroff" if value.is_none() => options.power_off = true,
             "cpus" => {
                 options.cpus = number(value_or_empty, CPUS_MAX)
@@ -265,7 +268,7 @@ mod tests {
     fn all_words() {
         let options = parse(
             "log=each exits=both queries=5 workload=cpuid:1000,pio:500 workload=mmio:10000000,hlt:1 \
-             hypercall gate=port exit=63 crash=stack devices cpus=254 reboot=3 poweroff \
+             hypercall gate=port exit=63 crash=stack devices caps cpus=254 reboot=3 poweroff \
              leaves=exits-of:0x0-255,0x4FFFFFFF leaves=4294967295:0xFFFFFFFF",
         )
         .unwrap();
@@ -289,7 +292,7 @@ mod tests {
         );
         assert_eq!(options.exits, Exits::Both);
         assert!(options.hypercall && options.gate_by_port);
-        assert!(options.devices && options.power_off);
+        assert!(options.devices && options.caps && options.power_off);
         assert_eq!((options.cpus, options.reboot), (254, 3));
         let questions = options.leaves.as_slice().iter();
         let questions: Vec<_> = questions.map(|q| (q.leaf, q.first, q.last)).collect();

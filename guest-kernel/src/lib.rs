@@ -9,6 +9,7 @@
 pub use exit_abi as abi;
 
 pub mod arch;
+pub mod caps;
 pub mod cmdline;
 mod entry;
 pub mod exit;

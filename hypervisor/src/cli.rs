@@ -43,6 +43,8 @@ pub enum Command {
     Paging(PagingArgs),
     /// Show where everything lies in a guest's memory
     Layout(LayoutArgs),
+    /// Show what this host's KVM can intercept and control
+    Caps(CapsArgs),
 }
 
 /// Options of `run`.
@@ -185,6 +187,25 @@ pub struct LayoutArgs {
     pub output: Option<PathBuf>,
 }
 
+/// Options of `caps`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+guest: what KVM offers to a guest. CPU: this CPU's own; its VMX needs root and the module msr. What
+cannot be seen is named, with what to do, and is no failure.
+
+Examples:
+  exitvisor caps
+  sudo modprobe msr; sudo exitvisor caps
+  exitvisor caps --format json --output caps.json")]
+pub struct CapsArgs {
+    /// Format of the survey
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: CapsFormat,
+    /// Write the survey to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
 /// The VM.
 #[derive(Debug, Args)]
 pub struct VmArgs {
@@ -250,6 +271,10 @@ pub struct VmArgs {
         allow_hyphen_values = true
     )]
     pub hypercall: Wish,
+    /// Whether the guest is shown its live counters as read-only memory, where this KVM can
+    #[arg(long, value_enum, value_name = "on|off", default_value = "on")]
+    #[arg(hide_possible_values = true)]
+    pub exit_page: Switch,
     /// Print a line on standard error for each query of the guest's
     #[arg(long)]
     pub log_queries: bool,
@@ -273,6 +298,15 @@ pub enum ResetMode {
     Continue,
 }
 
+/// Whether something is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
 /// Format of a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -287,6 +321,15 @@ pub enum Format {
 /// Format of the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LayoutFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Format of the survey.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CapsFormat {
     /// For people.
     Text,
     /// For programs.
@@ -341,6 +384,7 @@ impl VmArgs {
                 tracefs: self.tracefs,
             },
             hypercall: self.hypercall,
+            exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,
             console,
             dump: Dump {

@@ -312,6 +312,8 @@ pub struct Config {
     pub kernel_ledger: KernelWish,
     /// How hypercalls are to arrive.
     pub hypercall: Wish,
+    /// Show the guest its exit page, where that is possible.
+    pub exit_page: bool,
     /// Print a host line per query.
     pub log_queries: bool,
     /// Where the guest's console goes.

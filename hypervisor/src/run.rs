@@ -36,6 +36,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
     let (kvm, tsc_khz, hypercalls) = (vm.kvm, vm.tsc_khz, vm.shared.hypercalls);
     let mut sources = mem::take(&mut vm.sources);
     let images = mem::take(&mut vm.images);
+    let exit_page = vm.shared.exit_page.as_ref().map(|page| page.kind());
     let reasons = reasons(config, kvm, &vm.shared.books);
 
     session.limit(config.timeout)?;
@@ -91,6 +92,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         machine: Machine {
             images: images.into_iter().map(images::hash).collect(),
             hypercall: Some(hypercalls.name().into()),
+            exit_page: exit_page.map(|kind| kind.name().to_owned()),
             ..machine(config)
         },
         sources,
@@ -163,5 +165,6 @@ fn machine(config: &Config) -> Machine {
         .into(),
         hypercall: None,
         images: Vec::new(),
+        exit_page: None,
     }
 }

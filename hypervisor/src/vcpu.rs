@@ -32,6 +32,7 @@ use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
 use crate::exits::hypercall::{Call, Mechanism};
 use crate::exits::ledger::{Entry, Ledger, Owner};
 use crate::exits::milestone::{Clocks, Milestones, Name};
+use crate::exits::page::{ExitPage, Recorder};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
 use crate::memory::Memory;
@@ -88,6 +89,8 @@ pub struct Shared {
     pub started: OnceLock<Start>,
     /// The kernel-side ledger, if there is one.
     pub kernel: Option<Arc<KernelLedger>>,
+    /// The exit page, if there is one: like guest memory, it outlives the VM.
+    pub exit_page: Option<Arc<ExitPage>>,
     /// The vCPU threads, so that one can kick another.
     pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
 }
@@ -235,6 +238,8 @@ pub struct Vcpu {
     index: usize,
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
+    /// Its record of the exit page, where that is the VMM's to write.
+    page: Recorder,
     ports: Ports,
     scratch: Scratch,
     /// The figures when the open section of the profiler's own began.
@@ -256,6 +261,7 @@ impl Vcpu {
         Self {
             fd,
             index,
+            page: Recorder::new(shared.exit_page.as_ref(), index),
             shared,
             ledger,
             ports: Ports::default(),
@@ -380,7 +386,9 @@ impl Vcpu {
             }
             if let Some((entry, owner, left)) = open.take() {
                 self.mark(entry, owner);
-                self.ledger.time(entry, owner, rdtsc().wrapping_sub(left));
+                let cycles = rdtsc().wrapping_sub(left);
+                self.ledger.time(entry, owner, cycles);
+                self.page.time(entry, owner, cycles);
             }
             let mut verdict = self.enter();
             let left = rdtsc();
@@ -392,6 +400,7 @@ impl Vcpu {
                 verdict.owner = Owner::Own;
             }
             self.ledger.count(verdict.entry, verdict.owner);
+            self.page.count(verdict.entry);
             open = Some((verdict.entry, verdict.owner, left));
             if let Err(error) = self.obey(verdict.action) {
                 return self.finish(Cause::Kvm(format!("KVM refuses a register: {error}")));
@@ -640,6 +649,7 @@ impl Vcpu {
         }
         self.ports.own_section = opens;
         self.shared.books.vcpu(self.index, &mut self.scratch);
+        self.page.refresh(&self.scratch.figures);
         if opens {
             self.section_start.clone_from(&self.scratch.figures);
         } else {
@@ -656,7 +666,13 @@ impl Vcpu {
         let clocks = self.shared.clocks();
         let mut asks = Asks::default();
         if !turn.is_full() {
-            self.shared.books.all(&mut self.scratch);
+            let (index, page) = (self.index, &self.page);
+            let own = |vcpu, figures: &Figures| {
+                if vcpu == index {
+                    page.refresh(figures);
+                }
+            };
+            self.shared.books.all_by(&mut self.scratch, own);
             asks = self.shared.books.asks();
         }
         let figures = &self.scratch.figures;
@@ -819,8 +835,15 @@ impl Vcpu {
             books,
             layout,
             edition,
+            exit_page: self.shared.exit_page.is_some(),
         };
-        let answer = oracle.answer(question, ecx, &mut self.scratch);
+        let (index, page) = (self.index, &self.page);
+        let own = |vcpu, figures: &Figures| {
+            if vcpu == index {
+                page.refresh(figures);
+            }
+        };
+        let answer = oracle.answer(question, ecx, &mut self.scratch, own);
         if let Some(log) = &self.shared.query_log
             && let Some(line) = gate::log_line(question, ecx, answer)
         {

@@ -30,7 +30,8 @@ use crate::exits::gate::{Gate, Gates};
 use crate::exits::hypercall::{self, Mechanism, Wish};
 use crate::exits::ledger::Ledger;
 use crate::exits::milestone::Milestones;
-use crate::exits::source;
+use crate::exits::page::ExitPage;
+use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
 use crate::memory::{self, Memory};
 use crate::platform::{self, Machine, irqchip};
@@ -71,7 +72,7 @@ pub struct Vm {
 }
 
 /// Opens `/dev/kvm`, or says in one line what is missing and what to do.
-fn open_kvm() -> Result<Kvm, Error> {
+pub(crate) fn open_kvm() -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|e| {
         let advice = match e.errno() {
             libc::ENOENT => {
@@ -147,13 +148,14 @@ fn create_vcpu(
     index: u32,
     supported: &CpuId,
     config: &Config,
+    exit_page: bool,
     deadline: bool,
 ) -> Result<VcpuFd, Error> {
     let fd = vm.create_vcpu(index.into()).map_err(kvm_error("a vCPU"))?;
     let apic_id = u8::try_from(index).unwrap_or(u8::MAX);
-    let table =
-        crate::platform::cpuid::table(supported, apic_id, config.leaves.layout, deadline)
-            .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
+    let layout = config.leaves.layout;
+    let table = platform::cpuid::table(supported, apic_id, layout, exit_page, deadline)
+        .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
     fd.set_cpuid2(&table)
         .map_err(kvm_error("the CPUID table"))?;
     // Set as it is. Not idle: a KVM whose map of APIC identifiers is not up to date drops an INIT
@@ -192,6 +194,17 @@ fn image_error(role: &'static str, path: &Path) -> impl FnOnce(elf::ElfError) ->
     }
 }
 
+/// What the guest is told of the machine besides what the configuration says.
+#[derive(Clone, Copy)]
+struct Told {
+    /// Frequency of the local APICs' timer.
+    timer_hz: u32,
+    /// How often the machine has been reset.
+    resets: u32,
+    /// Bytes of the exit page, if there is one.
+    exit_page: Option<u64>,
+}
+
 /// Loads what is booted (the kernel, or a firmware that gets the kernel as its first module),
 /// describes the machine, and writes the hand-over.
 fn load(
@@ -199,8 +212,7 @@ fn load(
     memory: &Memory,
     mut image: Image,
     files: &mut Files,
-    timer_hz: u32,
-    resets: u32,
+    told: Told,
 ) -> Result<Boot, Error> {
     let role = match config.firmware {
         Some(_) => Role::Firmware,
@@ -239,11 +251,12 @@ fn load(
         cmdline: &config.cmdline,
         initrd,
         leaves: config.leaves.layout,
-        timer_hz,
-        resets,
+        timer_hz: told.timer_hz,
+        resets: told.resets,
+        exit_page: told.exit_page,
     };
     let described = platform::describe(memory, &machine)?;
-    if resets == 0 {
+    if told.resets == 0 {
         config.dump.write(&described)?;
     }
     if modules.is_empty() {
@@ -256,7 +269,7 @@ fn load(
     }
     modules.push(described.module());
     let rsdp = described.acpi.rsdp.address;
-    pvh::write(memory, &config.cmdline, &modules, rsdp)?;
+    pvh::write(memory, &config.cmdline, &modules, rsdp, told.exit_page)?;
     let Image { entry, bytes, .. } = image;
     let gates = std::mem::take(&mut image.gates);
     let gates = gates.into_iter().map(|gate| {
@@ -303,6 +316,44 @@ fn console_file(target: ConsoleTarget) -> io::Result<File> {
     Ok(fd.into())
 }
 
+/// Makes the exit page, if it is wanted and possible, and gives it to the VM. Its counters begin at
+/// 0 with this boot.
+fn exit_page(
+    config: &Config,
+    vm: &VmFd,
+    kernel: &KernelSide,
+    resets: u32,
+) -> Result<Option<ExitPage>, Error> {
+    let ledger = kernel
+        .ledger
+        .as_ref()
+        .filter(|ledger| !ledger.is_emulated());
+    let mut is_fresh = true;
+    if let Some(ledger) = ledger.filter(|_| resets > 0)
+        && let Err(error) = ledger.clear()
+    {
+        is_fresh = false;
+        if config.exit_page {
+            tracing::warn!(%error, "no exit page after a reset: the kernel's counters cannot be cleared");
+        }
+    }
+    if !config.exit_page {
+        return Ok(None);
+    }
+    if !ExitPage::is_possible(vm) {
+        tracing::warn!("no exit page: this KVM has no read-only memory (KVM_CAP_READONLY_MEM)");
+        return Ok(None);
+    }
+    let page = match ledger {
+        Some(_) if !is_fresh => return Ok(None),
+        Some(ledger) => ExitPage::of_kernel(ledger.clone()),
+        None => ExitPage::of_vmm(config.cpus.get()),
+    };
+    let page = page.map_err(host_error("make an exit page"))?;
+    page.give_to_kvm(vm)?;
+    Ok(Some(page))
+}
+
 /// Builds the VM, as it is after this many resets.
 pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error> {
     tracing::debug!(resets, "building a machine");
@@ -328,6 +379,8 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let memory = memory::map(config.memory.bytes())?;
     memory::give_to_kvm(&fd, &memory)?;
     let hypercalls = prepare(&fd, kind, config.hypercall)?;
+    let kernel = held.kernel(config, kind).clone();
+    let exit_page = exit_page(config, &fd, &kernel, resets)?;
 
     let control = Arc::new(Control::new().map_err(host_error("make an event descriptor"))?);
     let line = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event descriptor"))?;
@@ -355,16 +408,21 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         hypercall::hide_features(&mut supported);
     }
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    let boot = load(config, &memory, image, &mut held.files, timer_hz, resets)?;
+    let told = Told {
+        timer_hz,
+        resets,
+        exit_page: exit_page.as_ref().map(|page| page.size()),
+    };
+    let boot = load(config, &memory, image, &mut held.files, told)?;
 
-    let kernel = held.kernel(config, kind);
+    let has_page = exit_page.is_some();
     let mut fds = Vec::new();
     let mut books = Vec::new();
     let mut sources = Vec::new();
     for index in 0..config.cpus.get() {
-        let vcpu = create_vcpu(&fd, index, &supported, config, deadline)?;
+        let vcpu = create_vcpu(&fd, index, &supported, config, has_page, deadline)?;
         let ledger = Arc::new(Ledger::default());
-        let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, kernel, hypercalls);
+        let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, &kernel, hypercalls);
         books.push(book);
         sources = infos;
         fds.push((vcpu, ledger));
@@ -401,7 +459,8 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         ignores_rf: AtomicBool::new(kind == KvmKind::Software),
         step_flags: can_block & KVM_GUESTDBG_BLOCKIRQ,
         sync_regs,
-        kernel: kernel.ledger.clone(),
+        kernel: kernel.ledger,
+        exit_page: exit_page.map(Arc::new),
         query_log,
         started: OnceLock::new(),
         threads: Mutex::new(vec![None; fds.len()]),

@@ -12,6 +12,7 @@ mod exercises;
 mod kvm_module;
 mod lab;
 mod on;
+mod paging;
 mod run;
 mod signals;
 mod smaps;
@@ -58,6 +59,7 @@ enum Task {
     ExercisesInLab(exercises::InLab),
     Lab(lab::Lab),
     Ci(ci::Ci),
+    SeveralInLab(paging::SeveralInLab),
     TestLab(test::OneLab),
     TestInside(test::Inside),
     WithPaging(with_paging::WithPaging),
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
             Task::ExercisesInLab(task) => task.run(),
             Task::Lab(task) => task.run(),
             Task::Ci(task) => task.run(),
+            Task::SeveralInLab(task) => task.run(),
             Task::TestLab(task) => task.run(),
             Task::TestInside(task) => task.run(),
             Task::WithPaging(task) => task.run(),

@@ -43,6 +43,28 @@ impl Window {
         0
     }
 
+    /// How many numbers from `at` on, `stride` bytes apart, are zero before the first that is not:
+    /// a few instructions for each, because most of an exit page's rows are. `count` if all are;
+    /// the numbers lie within the window and are aligned, or none is looked at.
+    pub fn zeros(&self, at: u64, stride: u64, count: u64) -> u64 {
+        let last = count
+            .checked_sub(1)
+            .and_then(|n| n.checked_mul(stride)?.checked_add(at));
+        let aligned = (at | stride).is_multiple_of(8);
+        if !last.is_some_and(|last| aligned && last < self.size & !7) {
+            return 0;
+        }
+        let (mut zeros, mut address) = (0, self.start + at);
+        // SAFETY: as for `load`: from the first number to the last, all lie within the window.
+        #[cfg(target_os = "none")]
+        while zeros < count && unsafe { (address as *const u64).read_volatile() } == 0 {
+            zeros += 1;
+            address += stride;
+        }
+        let _ = (&mut zeros, &mut address);
+        zeros
+    }
+
     /// Loads a number of each of its pages below `end`: what a first touch costs is had then.
     pub fn touch(&self, end: u64) {
         let mut at = 0;
@@ -64,7 +86,7 @@ mod tests {
             (0xD100_0000, 0),
             (0xBFFF_F000, 8192),
             (0xFFFF_F000, 8192),
-            (u64::MAX & !0xFFF, 4096),
+            (!0xFFF, 4096),
             (0xD000_0000, 4096),
             (0xFE00_0000, 0xD0_0000),
         ] {

@@ -95,17 +95,17 @@ impl ExitPage {
 
     /// Reads all of it.
     pub fn read(&self, into: &mut Reading) {
-        into.load(&self.head, |at| self.window.load(at));
+        into.load(&self.head, &self.window);
     }
 
     /// Exits of a reason, all vCPUs together.
     pub fn exits_of(&self, reason: Reason) -> u64 {
-        reading::exits_of(&self.head, reason, |at| self.window.load(at))
+        reading::exits_of(&self.head, reason, &self.window)
     }
 
     /// Exits of a vCPU, and their cycles.
     pub fn of_vcpu(&self, vcpu: u64) -> (u64, u64) {
-        reading::of_vcpu(&self.head, vcpu, |at| self.window.load(at))
+        reading::of_vcpu(&self.head, vcpu, &self.window)
     }
 }
 

@@ -1,8 +1,10 @@
 //! A reading: the exits of one instant, by reason, from the exit page or by the leaves.
 
 use exit_abi::leaf::{self, Layout, Registers};
-use exit_abi::page::Head;
+use exit_abi::page::{Head, row};
 use exit_abi::reason::Reason;
+
+use crate::arch::window::Window;
 
 /// As many as there may be reasons.
 const LINES: usize = 128;
@@ -64,18 +66,16 @@ impl Reading {
     }
 
     /// Loads the exit page: of each row the exits, and the rest where there are any.
-    pub fn load(&mut self, head: &Head, load: impl Fn(u64) -> u64) {
+    pub fn load(&mut self, head: &Head, page: &impl Numbers) {
         (self.length, self.exits, self.cycles) = (0, 0, 0);
+        let load = |at| page.load(at);
         for vcpu in 0..head.vcpus {
-            for row in 0..head.rows {
-                if head.exits(vcpu, row, &load) == 0 {
-                    continue;
-                }
-                let figures = head.row(vcpu, row, &load);
+            for row in rows_in_use(head, vcpu, page) {
+                let figures = head.row(vcpu, row, load);
                 let cycles = head.cycles_of_times(&figures);
                 self.exits = self.exits.saturating_add(figures.exits);
                 self.cycles = self.cycles.saturating_add(cycles);
-                if let Some(reason) = head.reason(row, &load) {
+                if let Some(reason) = head.reason(row, load) {
                     self.add(reason, figures.exits, cycles);
                 }
             }
@@ -132,18 +132,54 @@ impl Default for Reading {
     }
 }
 
+/// Numbers of 64 bits that somebody else writes.
+pub trait Numbers {
+    /// The number at an offset.
+    fn load(&self, at: u64) -> u64;
+
+    /// How many numbers from `at` on, `stride` bytes apart, are zero before the first that is not;
+    /// at most `count`.
+    fn zeros(&self, at: u64, stride: u64, count: u64) -> u64;
+}
+
+impl Numbers for Window {
+    fn load(&self, at: u64) -> u64 {
+        self.load(at)
+    }
+
+    fn zeros(&self, at: u64, stride: u64, count: u64) -> u64 {
+        self.zeros(at, stride, count)
+    }
+}
+
+/// The rows of a vCPU that have exits.
+fn rows_in_use(head: &Head, vcpu: u64, page: &impl Numbers) -> impl Iterator<Item = u64> {
+    let (rows, stride) = (head.rows, head.row_stride);
+    let record = head.records + vcpu * head.record_stride + row::EXITS as u64;
+    let mut next = 0;
+    core::iter::from_fn(move || {
+        next += page.zeros(record + next * stride, stride, rows - next);
+        let row = next;
+        next = rows.min(next + 1);
+        (row < rows).then_some(row)
+    })
+}
+
 /// Exits of one reason on the exit page, all vCPUs together.
-pub fn exits_of(head: &Head, reason: Reason, load: impl Fn(u64) -> u64) -> u64 {
-    let rows = (0..head.rows).filter(|&row| head.reason(row, &load) == Some(reason));
+pub fn exits_of(head: &Head, reason: Reason, page: &impl Numbers) -> u64 {
+    let load = |at| page.load(at);
+    let rows = (0..head.rows).filter(|&row| head.reason(row, load) == Some(reason));
     rows.flat_map(|row| (0..head.vcpus).map(move |vcpu| (vcpu, row)))
-        .map(|(vcpu, row)| head.exits(vcpu, row, &load))
+        .map(|(vcpu, row)| head.exits(vcpu, row, load))
         .fold(0, u64::saturating_add)
 }
 
 /// Exits of one vCPU on the exit page, and their cycles.
-pub fn of_vcpu(head: &Head, vcpu: u64, load: impl Fn(u64) -> u64) -> (u64, u64) {
-    let seen = (0..head.rows).filter(|&row| head.exits(vcpu, row, &load) > 0);
-    let rows = seen.map(|row| head.row(vcpu, row, &load));
+pub fn of_vcpu(head: &Head, vcpu: u64, page: &impl Numbers) -> (u64, u64) {
+    if vcpu >= head.vcpus {
+        return (0, 0);
+    }
+    let rows = rows_in_use(head, vcpu, page).map(|row| head.row(vcpu, row, |at| page.load(at)));
     rows.fold((0, 0), |(exits, cycles): (u64, u64), row| {
         let more = head.cycles_of_times(&row);
         (exits.saturating_add(row.exits), cycles.saturating_add(more))
@@ -186,6 +222,32 @@ pub(super) mod tests {
         let mut reading = Reading::new();
         reading.ask(layout, scripted(layout, reasons));
         reading
+    }
+
+    /// A made-up page, which counts how many of its numbers were loaded.
+    struct Made {
+        words: Vec<u64>,
+        loads: std::cell::Cell<u64>,
+    }
+
+    impl Numbers for Made {
+        fn load(&self, at: u64) -> u64 {
+            self.loads.set(self.loads.get() + 1);
+            self.words[at as usize / 8]
+        }
+
+        fn zeros(&self, at: u64, stride: u64, count: u64) -> u64 {
+            let zero = |n: &u64| self.load(at + n * stride) == 0;
+            (0..count).take_while(zero).count() as u64
+        }
+    }
+
+    fn open(words: Vec<u64>) -> (Head, Made) {
+        let loads = std::cell::Cell::new(0);
+        let made = Made { words, loads };
+        let head = Head::read(8 * made.words.len() as u64, |at| made.load(at)).unwrap();
+        made.loads.set(0);
+        (head, made)
     }
 
     /// A page whose rows have these reasons, one cycle per unit of time; of each record (row,
@@ -244,59 +306,48 @@ pub(super) mod tests {
 
     #[test]
     fn a_page_is_summed_over_rows_and_vcpus() {
-        let words = page(
+        let (head, page) = open(page(
             PageKind::Kernel,
             &[30, 10, NO_REASON, 30],
             &[
                 &[(0, 7, 700), (2, 1, 5), (3, 2, 20)],
                 &[(0, 1, 100), (1, 4, 40)],
             ],
-        );
-        let load = |at: u64| words[at as usize / 8];
-        let head = Head::read(8 * words.len() as u64, load).unwrap();
+        ));
         let mut reading = asked(Layout::CLASSIC, &[(48, 9, 9)]);
-        reading.load(&head, load);
+        reading.load(&head, &page);
         assert_eq!((reading.exits, reading.cycles), (15, 865));
         assert_eq!(reading.reasons().len(), 2);
         let io = reading.of(Reason::IO);
         assert_eq!((io.exits, io.cycles), (10, 820));
         assert_eq!(reading.of(Reason::CPUID).exits, 4);
         assert_eq!(reading.of(Reason::HLT).exits, 0);
-        assert_eq!(exits_of(&head, Reason::IO, load), 10);
-        assert_eq!(exits_of(&head, Reason::HLT, load), 0);
-        assert_eq!(of_vcpu(&head, 0, load), (10, 725));
-        assert_eq!(of_vcpu(&head, 1, load), (5, 140));
-        assert_eq!(of_vcpu(&head, 2, load), (0, 0));
+        assert_eq!(exits_of(&head, Reason::IO, &page), 10);
+        assert_eq!(exits_of(&head, Reason::HLT, &page), 0);
+        assert_eq!(of_vcpu(&head, 0, &page), (10, 725));
+        assert_eq!(of_vcpu(&head, 1, &page), (5, 140));
+        assert_eq!(of_vcpu(&head, 2, &page), (0, 0));
     }
 
     #[test]
     fn only_rows_with_exits_are_loaded_whole() {
-        let words = page(PageKind::Vmm, &[0; 100], &[&[(50, 1, 1)]]);
-        let loads = std::cell::Cell::new(0);
-        let load = |at: u64| {
-            loads.set(loads.get() + 1);
-            words[at as usize / 8]
-        };
-        let head = Head::read(8 * words.len() as u64, load).unwrap();
-        loads.set(0);
-        Reading::new().load(&head, load);
-        assert_eq!(loads.get(), 100 + 5 + 1);
+        let (head, page) = open(page(PageKind::Vmm, &[0; 100], &[&[(50, 1, 1), (99, 1, 1)]]));
+        Reading::new().load(&head, &page);
+        assert_eq!(page.loads.get(), 100 + 2 * (5 + 1));
     }
 
     #[test]
     fn every_reason_has_room_and_nothing_overflows() {
         let all: Vec<_> = (0..128).map(|n| (n, u64::MAX / 200, 1)).collect();
         assert_eq!(asked(Layout::CLASSIC, &all).reasons().len(), 128);
-        let words = page(
+        let (head, page) = open(page(
             PageKind::Kernel,
             &[1, 1],
             &[&[(0, u64::MAX, u64::MAX), (1, u64::MAX, u64::MAX)]],
-        );
-        let load = |at: u64| words[at as usize / 8];
-        let head = Head::read(8 * words.len() as u64, load).unwrap();
+        ));
         let mut reading = Reading::new();
-        reading.load(&head, load);
+        reading.load(&head, &page);
         assert_eq!((reading.exits, reading.cycles), (u64::MAX, u64::MAX));
-        assert_eq!(exits_of(&head, Reason::EXTERNAL_INTERRUPT, load), u64::MAX);
+        assert_eq!(exits_of(&head, Reason::EXTERNAL_INTERRUPT, &page), u64::MAX);
     }
 }

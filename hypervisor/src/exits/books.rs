@@ -519,12 +519,19 @@ impl Books {
 
     /// Figures of all vCPUs together.
     pub fn all(&self, scratch: &mut Scratch) {
+        self.all_by(scratch, |_, _| ());
+    }
+
+    /// The same, showing `each` those of each vCPU on the way.
+    pub fn all_by(&self, scratch: &mut Scratch, each: impl Fn(usize, &Figures)) {
         if let [only] = self.vcpus.as_slice() {
-            return Self::read_vcpu(only, &mut scratch.sample, &mut scratch.figures);
+            Self::read_vcpu(only, &mut scratch.sample, &mut scratch.figures);
+            return each(0, &scratch.figures);
         }
         scratch.figures.clear();
-        for book in &self.vcpus {
+        for (vcpu, book) in self.vcpus.iter().enumerate() {
             Self::read_vcpu(book, &mut scratch.sample, &mut scratch.vcpu);
+            each(vcpu, &scratch.vcpu);
             scratch.figures.add(&scratch.vcpu);
         }
     }

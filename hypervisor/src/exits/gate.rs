@@ -16,7 +16,7 @@ use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug,
 };
 
-use super::books::{Books, Scratch};
+use super::books::{Books, Figures, Scratch};
 use super::hypercall::{self, Mechanism};
 use crate::profile::{GateFigures, KvmKind};
 
@@ -300,6 +300,8 @@ pub struct Oracle<'a> {
     pub layout: Layout,
     /// Which reasons are defined.
     pub edition: Edition,
+    /// Whether there is an exit page.
+    pub exit_page: bool,
 }
 
 /// EBX, ECX, EDX of the discovery leaf and EAX: static.
@@ -320,23 +322,32 @@ pub fn discovery() -> Registers {
     }
 }
 
-/// The answer of the information leaf: static. There is no exit page yet.
-pub fn info(layout: Layout) -> Registers {
+/// The answer of the information leaf: static.
+pub fn info(layout: Layout, exit_page: bool) -> Registers {
+    /// Its page number. (Below 4 GiB: it fits.)
+    const NUMBER: u32 = (exit_abi::page::ADDRESS >> 12) as u32;
     Registers {
         eax: exit_abi::VERSION,
-        ebx: 0,
-        ecx: 0,
+        ebx: exit_page.into(),
+        ecx: if exit_page { NUMBER } else { 0 },
         edx: layout.pack(),
     }
 }
 
 impl Oracle<'_> {
-    /// Answers a question. `ecx` is the guest's: all 32 bits of it are checked.
-    pub fn answer(&self, question: Question, ecx: u32, scratch: &mut Scratch) -> Registers {
+    /// Answers a question. `ecx` is the guest's: all 32 bits of it are checked. What each vCPU's
+    /// figures are, as far as they are read for it, is shown to `each`.
+    pub fn answer(
+        &self,
+        question: Question,
+        ecx: u32,
+        scratch: &mut Scratch,
+        each: impl Fn(usize, &Figures),
+    ) -> Registers {
         let defined = || Reason::new(ecx).filter(|r| r.is_defined(self.edition));
         match question {
             Question::Discovery => discovery(),
-            Question::Info => info(self.layout),
+            Question::Info => info(self.layout, self.exit_page),
             Question::Flags => {
                 let flags = Reason::new(ecx).map_or(0, |r| self.books.flags(r, self.edition));
                 Registers {
@@ -345,27 +356,27 @@ impl Oracle<'_> {
                 }
             }
             Question::Map => {
-                self.books.all(scratch);
+                self.books.all_by(scratch, each);
                 Registers::from_map(scratch.figures.map())
             }
             Question::TotalExits => {
-                self.books.all(scratch);
+                self.books.all_by(scratch, each);
                 Registers::from_exits(scratch.figures.known())
             }
             Question::TotalCycles => {
-                self.books.all(scratch);
+                self.books.all_by(scratch, each);
                 Registers::from_cycles(scratch.figures.cycles())
             }
             Question::ExitsOf => match defined() {
                 Some(reason) => {
-                    self.books.all(scratch);
+                    self.books.all_by(scratch, each);
                     Registers::from_exits(scratch.figures.lines[reason.index()].row.exits)
                 }
                 None => Registers::undefined(),
             },
             Question::CyclesOf => match defined() {
                 Some(reason) => {
-                    self.books.all(scratch);
+                    self.books.all_by(scratch, each);
                     Registers::from_cycles(scratch.figures.lines[reason.index()].row.cycles)
                 }
                 None => Registers::undefined(),
@@ -485,11 +496,12 @@ mod tests {
 
     fn ask(books: &Books, edition: Edition, question: Question, ecx: u32) -> Registers {
         Oracle {
+            exit_page: false,
             books,
             layout: Layout::CLASSIC,
             edition,
         }
-        .answer(question, ecx, &mut Scratch::default())
+        .answer(question, ecx, &mut Scratch::default(), |_, _| ())
     }
 
     #[test]

@@ -145,6 +145,7 @@ pub(crate) fn zero() -> Profile {
             sdm: "current".to_owned(),
             boot: "PVH".to_owned(),
             hypercall: Some("gate".to_owned()),
+            exit_page: None,
             images: vec![Image {
                 role: "kernel".to_owned(),
                 path: "target/guests/guest-kernel".to_owned(),

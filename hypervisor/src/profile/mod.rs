@@ -176,6 +176,10 @@ pub struct Machine {
     pub hypercall: Option<String>,
     /// The files that were loaded.
     pub images: Vec<Image>,
+    /// Who wrote the exit page of the first boot ([`exit_abi::page::PageKind::name`]), if there was
+    /// one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_page: Option<String>,
 }
 
 /// A file that was loaded.

@@ -139,6 +139,21 @@ fn coded(accounts: &Accounts, code: u64) -> u64 {
     codes.map(|c| c.exits).fold(0, u64::saturating_add)
 }
 
+/// Nested page faults and what shows them, if there are any.
+fn nested_faults(accounts: &Accounts, kvm: KvmKind) -> Option<(u64, &'static str)> {
+    let codes = match kvm {
+        KvmKind::Amd => coded(accounts, NESTED_PAGE_FAULT),
+        _ => 0,
+    };
+    match (NESTED_FAULTS.map(|reason| traced(accounts, reason)), codes) {
+        ([0, 0], 0) => None,
+        ([0, 0], n) => Some((n, "code 0x400")),
+        ([0, n], _) => Some((n, "reason 49")),
+        ([n, 0], _) => Some((n, "reason 48")),
+        ([n, m], _) => Some((n.saturating_add(m), "reasons 48 and 49")),
+    }
+}
+
 impl Profile {
     /// Whatever accounts it has: of the run and its boots, of vCPUs and milestones.
     fn every_account(&self) -> impl Iterator<Item = &Accounts> {
@@ -157,28 +172,15 @@ impl Profile {
             return None;
         }
         match self.host.paging.as_str() {
-            "shadow" => {
-                let mut accounts = self.every_account();
-                accounts.find_map(|accounts| {
-                    let codes = match self.host.kvm {
-                        KvmKind::Amd => coded(accounts, NESTED_PAGE_FAULT),
-                        _ => 0,
-                    };
-                    let [violations, others] = NESTED_FAULTS.map(|reason| traced(accounts, reason));
-                    let (exits, what) = match (violations, others, codes) {
-                        (0, 0, 0) => return None,
-                        (0, 0, n) => (n, "code 0x400"),
-                        (0, n, _) => (n, "reason 49"),
-                        (n, 0, _) => (n, "reason 48"),
-                        (n, m, _) => (n.saturating_add(m), "reasons 48 and 49"),
-                    };
-                    Some(Void::NestedFaults {
-                        exits,
-                        what,
-                        parameter,
-                    })
-                })
-            }
+            "shadow" => self
+                .every_account()
+                .filter_map(|accounts| nested_faults(accounts, self.host.kvm))
+                .max_by_key(|(exits, _)| *exits)
+                .map(|(exits, what)| Void::NestedFaults {
+                    exits,
+                    what,
+                    parameter,
+                }),
             "nested" => {
                 let exits = self
                     .every_account()

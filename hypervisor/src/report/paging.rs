@@ -9,11 +9,12 @@ use super::{csv, json};
 use crate::profile::compare::Trend;
 use crate::profile::figures::END;
 use crate::profile::paging::{Pair, Pairing, Sides, StepPair};
+use exit_abi::milestone;
 use std::fmt::Write;
 
 const INDENT: usize = 8;
 /// Columns of each half of a picture.
-const HALF: usize = 14;
+const HALF: usize = 12;
 /// Reasons that only shadow paging has (or has more of), and those that only nested paging has.
 const SHADOWS: [(u8, &str); 3] = [(0, "0 exc."), (14, "14 INVLPG"), (28, "28 CR")];
 const NESTEDS: [(u8, &str); 2] = [(48, "48 EPT v."), (49, "49 EPT m.")];
@@ -26,13 +27,15 @@ pub fn json(pairing: &Pairing) -> String {
 /// All as a page of text.
 pub fn text(pairing: &Pairing) -> String {
     let mut out = head(pairing);
-    for pair in &pairing.pairs {
+    let pairs = pairing.pairs.as_slice();
+    if pairs.len() > 1 {
+        out.push('\n');
+        out += &sweep(pairs);
+        out += "\nThe largest of them\n";
+    }
+    if let Some(pair) = pairs.last() {
         out.push('\n');
         out += &pair_text(pair);
-    }
-    if pairing.pairs.len() > 1 {
-        out.push('\n');
-        out += &sweep(&pairing.pairs);
     }
     out
 }
@@ -128,8 +131,8 @@ fn mark(trend: Trend) -> &'static str {
         Trend::Same => "=",
         Trend::Grew => "▲",
         Trend::Shrank => "▼",
-        Trend::Appeared => "▲ appears",
-        Trend::Vanished => "▼ vanishes",
+        Trend::Appeared => "▲ new",
+        Trend::Vanished => "▼ gone",
     }
 }
 
@@ -243,6 +246,11 @@ fn step_name(step: &StepPair) -> String {
     }
 }
 
+/// Whether a step is that of the workloads.
+fn is_work(step: &StepPair) -> bool {
+    Some(step.name.as_str()) == milestone::name(milestone::WORKLOAD)
+}
+
 /// What a pair is judged by in a sweep: the workload's exits, or where there is no such step, the
 /// boot's.
 fn swept(pair: &Pair) -> Sides {
@@ -254,14 +262,15 @@ fn sweep(pairs: &[Pair]) -> String {
     let mut table = Table::new(&[
         ("pages", Right),
         ("nested", Right),
-        ("per page", Right),
         ("shadow", Right),
+        (SHADOWS[0].1, Right),
+        (SHADOWS[1].1, Right),
+        (SHADOWS[2].1, Right),
         ("per page", Right),
-        ("each further page", Right),
+        ("each further", Right),
         ("ratio", Right),
-        ("boot: nested", Right),
+        ("whole boot: nested", Right),
         ("shadow", Right),
-        ("", Right),
     ]);
     let mut before: Option<&Pair> = None;
     for pair in pairs {
@@ -276,18 +285,21 @@ fn sweep(pairs: &[Pair]) -> String {
             let grown = i128::from(sides.shadow) - i128::from(swept(before).shadow);
             (grown >= 0).then(|| decimal(grown as f64 / more as f64))
         });
-        table.row(vec![
-            count(pages),
-            count(sides.nested),
-            per(sides.nested),
-            count(sides.shadow),
+        let of = |reason| {
+            let work = pair.steps.iter().find(|step| is_work(step));
+            let exits = work.and_then(|step| step.reasons.get(&reason));
+            count_or_none(exits.map_or(0, |exits| exits.shadow))
+        };
+        let mut cells = vec![count(pages), count(sides.nested), count(sides.shadow)];
+        cells.extend(SHADOWS.map(|(reason, _)| of(reason)));
+        cells.extend([
             per(sides.shadow),
             further.unwrap_or_else(|| NONE.to_owned()),
             times(sides),
             count(pair.total.nested),
             count(pair.total.shadow),
-            times(pair.total),
         ]);
+        table.row(cells);
         before = Some(pair);
     }
     let what =
@@ -333,7 +345,8 @@ fn curve(points: &[(u64, Sides)]) -> String {
         draw(pages, sides.nested, '○');
         draw(pages, sides.shadow, '●');
     }
-    let mut out = String::from("exits (logarithmic)   ● shadow   ○ nested   ◉ both\n");
+    let mut out =
+        String::from("exits (both scales are logarithmic)   ● shadow   ○ nested   ◉ both\n");
     for (height, cells) in grid.iter().enumerate().rev() {
         let label = match height {
             0 => "0".to_owned(),
@@ -370,7 +383,7 @@ fn axis(points: &[(u64, Sides)], column: impl Fn(u64) -> usize) -> String {
         }
     }
     let ticks: String = ticks.iter().collect();
-    let line = format!("{:>12}  {labels}   pages (logarithmic)", "");
+    let line = format!("{:>12}  {labels}", "pages");
     format!("{:>12} └{ticks}\n{}\n", "", fit(&line, WIDTH))
 }
 

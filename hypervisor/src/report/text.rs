@@ -64,8 +64,12 @@ fn title(profile: &Profile) -> String {
         }
         layout => format!("{layout} leaves"),
     };
+    let page = match &machine.exit_page {
+        Some(writer) => format!(", exit page by {writer}"),
+        None => String::new(),
+    };
     let title = format!(
-        "{} {} · {} · {} · {cpus}, {} · {leaves}",
+        "{} {} · {} · {} · {cpus}, {} · {leaves}{page}",
         profile.tool.name,
         profile.tool.version,
         kernel,
