@@ -57,7 +57,9 @@ impl Unit {
 /// What exitvisor is told for a run: as it is typed, but for the files' paths.
 pub(crate) fn arguments(run: &Run, built: Option<&Built>, output: &str) -> Vec<String> {
     let What::Profile { options, cmdline } = run.what else {
-        return ["caps", "--format", "json"].map(str::to_owned).into();
+        return ["caps", "--format", "json", "--output", output]
+            .map(str::to_owned)
+            .into();
     };
     let path = |of: fn(&Built) -> &PathBuf, short: &str| {
         built.map_or_else(|| short.to_owned(), |b| of(b).display().to_string())
@@ -92,7 +94,7 @@ impl Errand<'_> {
         let units = self.units();
         for unit in &units {
             for run in plan::RUNS {
-                for suffix in ["json", "csv"] {
+                for suffix in ["json", "csv", "txt"] {
                     let file = unit.file(self.raw, run.name).with_extension(suffix);
                     // What is not there need not go.
                     let _ = fs::remove_file(file);
@@ -286,19 +288,37 @@ impl Errand<'_> {
             Ok(told) => told,
             Err(error) => return Ok(Err(format!("what it said cannot be read: {error}"))),
         };
-        let mut profiles = BTreeMap::new();
-        for run in told.runs.keys() {
-            let Ok(bytes) = fs::read(unit.file(self.raw, run)) else {
+        let (mut profiles, mut survey) = (BTreeMap::new(), None);
+        for (run, said) in &told.runs {
+            let file = unit.file(self.raw, run);
+            let console = file.with_extension("txt");
+            fs::write(&console, &said.stderr)
+                .with_context(|| format!("cannot write {}", console.display()))?;
+            let Ok(bytes) = fs::read(&file) else {
                 continue;
             };
+            if is_survey(run) {
+                survey = serde_json::from_slice(&bytes).ok();
+                continue;
+            }
             let profile: Result<Profile, _> = serde_json::from_slice(&bytes);
             match profile {
                 Ok(profile) => _ = profiles.insert(run.clone(), profile),
                 Err(error) => return Ok(Err(format!("the profile {run} cannot be read: {error}"))),
             }
         }
-        Ok(Ok(Boot { told, profiles }))
+        Ok(Ok(Boot {
+            told,
+            profiles,
+            survey,
+        }))
     }
+}
+
+/// Whether a run leaves what `exitvisor caps` says, not a profile.
+pub(crate) fn is_survey(name: &str) -> bool {
+    let run = plan::RUNS.iter().find(|run| run.name == name);
+    run.is_some_and(|run| matches!(run.what, What::Caps))
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -352,7 +372,7 @@ mod tests {
         assert_eq!(
             arguments(run, None, "boot.json").join(" "),
             "profile --firmware firmware --kernel guest-kernel --on-reset continue \
-             --cmdline 'exits=leaves reboot=1' --format json --output boot.json"
+             --cmdline exits=leaves reboot=1 --format json --output boot.json"
         );
     }
 
