@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::Kvm;
 
+use crate::exits::hypercall::Mechanism;
 use crate::exits::ledger::Ledger;
 use crate::exits::source::SourceKind;
 use crate::exits::source::kernel::Level;
@@ -40,5 +41,5 @@ fn of(kvm: &Kvm, kind: KvmKind) -> Result<Vec<SourceInfo>, kvm_ioctls::Error> {
     };
     let kernel = KernelSide::open(&wish, kind, 1);
     let ledger = Arc::new(Ledger::default());
-    Ok(open::open(&vcpu, 0, &ledger, kind, &kernel).1)
+    Ok(open::open(&vcpu, 0, &ledger, kind, &kernel, Mechanism::Gate).1)
 }
