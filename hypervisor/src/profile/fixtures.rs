@@ -183,6 +183,7 @@ pub(crate) fn zero() -> Profile {
         total: Accounts::default(),
         vcpus: vec![Accounts::default()],
         gates: GateFigures::default(),
+        memory: None,
         histograms: Vec::new(),
         first_end: None,
         reboots: Vec::new(),
@@ -308,6 +309,7 @@ pub(crate) fn reboots() -> Profile {
             vcpus: vec![total.clone()],
             total,
             gates: profile.gates.clone(),
+            memory: profile.memory.clone(),
             histograms: Vec::new(),
         });
     }
@@ -548,6 +550,13 @@ pub(crate) fn ledger() -> Profile {
             (10, PortOut, 0xE08, 1),
         ],
     );
+    profile.memory = Some(MemoryAccount {
+        pages: "thp".to_owned(),
+        prefault: "touch".to_owned(),
+        prefault_nanos: 14_203_118,
+        resident: 64 << 20,
+        huge: 62 << 20,
+    });
     profile
 }
 
@@ -941,6 +950,7 @@ prop_compose! {
             vcpus: vec![total.clone()],
             total,
             gates: GateFigures::default(),
+            memory: None,
             histograms: Vec::new(),
         }
     }
