@@ -35,7 +35,7 @@ use crate::exits::milestone::{Clocks, Milestones, Name};
 use crate::exits::page::{ExitPage, Recorder};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
-use crate::memory::Memory;
+use crate::memory::Ram;
 use crate::profile::KvmKind;
 
 /// Bits of RFLAGS (SDM vol. 1, 3.4.3).
@@ -60,7 +60,7 @@ const THREADS_MAX: u32 = 8;
 /// What the vCPUs of a VM share.
 pub struct Shared {
     /// Guest memory.
-    pub memory: Memory,
+    pub memory: Ram,
     /// Who counts.
     pub books: Books,
     /// The gate table.
