@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use exitvisor::cli::{self, Command, CompareArgs, CompareFormat, Format, LayoutArgs};
-use exitvisor::cli::{LayoutFormat, PagingArgs, ReportArgs, Stop};
+use exitvisor::cli::{self, CapsArgs, CapsFormat, Command, CompareArgs, CompareFormat, Format};
+use exitvisor::cli::{LayoutArgs, LayoutFormat, PagingArgs, ReportArgs, Stop};
 use exitvisor::config::{Config, Console, TimeLimit};
 use exitvisor::error::Error;
 use exitvisor::profile::compare::Comparison;
@@ -14,6 +14,7 @@ use exitvisor::profile::deputy::Place;
 use exitvisor::profile::limit::Limits;
 use exitvisor::profile::paging::{Pairing, Refused};
 use exitvisor::profile::{Profile, load, save};
+use exitvisor::survey::Survey;
 use exitvisor::{layout, report, run, status};
 
 /// How long `profile` waits for a guest when nothing else is said.
@@ -87,6 +88,7 @@ fn command(command: Command) -> Result<u8, Error> {
         Command::Compare(args) => compare(args),
         Command::Paging(args) => paging(&args),
         Command::Layout(args) => show_layout(&args),
+        Command::Caps(args) => show_caps(&args),
     }
 }
 
@@ -224,6 +226,15 @@ fn show_layout(args: &LayoutArgs) -> Result<u8, Error> {
     let text = match args.format {
         LayoutFormat::Text => report::layout::text(&ranges),
         LayoutFormat::Json => report::layout::json(&ranges),
+    };
+    write_out(args.output.as_deref(), &text)
+}
+
+fn show_caps(args: &CapsArgs) -> Result<u8, Error> {
+    let survey = Survey::take();
+    let text = match args.format {
+        CapsFormat::Text => report::survey::text(&survey),
+        CapsFormat::Json => report::survey::json(&survey),
     };
     write_out(args.output.as_deref(), &text)
 }

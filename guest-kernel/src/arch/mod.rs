@@ -17,3 +17,4 @@ pub mod port;
 pub mod scratch;
 pub mod secondary;
 pub mod traps;
+pub mod window;

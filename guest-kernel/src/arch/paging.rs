@@ -1,6 +1,6 @@
 //! The kernel's own page tables: its image by 4 KiB pages with the rights of each section, the
 //! rest of RAM by 2 MiB pages, and the few pages of devices, uncached. RAM above 1 GiB is mapped
-//! when it is first wanted.
+//! when it is first wanted; the exit page where there is one, to be read.
 //!
 //! Nearly all of it is constants of the image, because every instruction counts on an interpreted
 //! CPU: left for run time are the links, the image's rights and how much RAM there is.
@@ -137,6 +137,29 @@ pub fn map_device(address: u64) -> bool {
     true
 }
 
+/// Maps memory between 3 and 4 GiB that is neither RAM nor a device, by large pages, to be read
+/// alone; `false`, and nothing mapped, if something else is mapped in one of them, or it lies
+/// elsewhere.
+pub fn map_memory(start: u64, size: u64) -> bool {
+    let Some(last) = start.checked_add(size.max(1) - 1) else {
+        return false;
+    };
+    if start >> 30 != 3 || last >> 30 != 3 {
+        return false;
+    }
+    let pages = || (start / LARGE_PAGE..=last / LARGE_PAGE).map(|n| n * LARGE_PAGE);
+    let slot = |page: u64| (page >> 21) as usize & 511;
+    let free = |page: u64| {
+        let entry = DEVICES.0[slot(page)].load(Ordering::Relaxed);
+        entry == 0 || entry == page | READ_ONLY | LARGE
+    };
+    if !pages().all(free) {
+        return false;
+    }
+    pages().for_each(|page| DEVICES.set(slot(page), page | READ_ONLY | LARGE));
+    true
+}
+
 /// Maps the large page of RAM at an address, if it is not mapped yet; `false` if it is out of
 /// reach, or there is no memory for a table.
 pub fn map_large_page(address: u64) -> bool {
@@ -257,11 +280,28 @@ mod tests {
 
     #[test]
     fn devices_are_uncached_and_not_executable() {
-        let mapped: Vec<_> = (0..512).filter(|&i| entry(&DEVICES, i) != 0).collect();
+        let writable = |i: &usize| entry(&DEVICES, *i) & WRITABLE != 0;
+        let mapped: Vec<_> = (0..512).filter(writable).collect();
         assert_eq!(mapped, [0x080, 0x1F6, 0x1F7]);
         assert!(!map_device(0xBFFF_F000) && !map_device(1 << 32));
         assert!(map_device(lapic::BASE));
         assert_eq!(entry(&DEVICES, 0x1F7), 0x8000_0000_FEE0_00FB);
+    }
+
+    #[test]
+    fn memory_is_mapped_where_no_device_is() {
+        assert!(map_memory(0xD71F_F000, 0x2000));
+        for (index, page) in [(0xB8, 0xD700_0000), (0xB9, 0xD720_0000)] {
+            assert_eq!(entry(&DEVICES, index), page | 0x8000_0000_0000_00E1);
+        }
+        assert!(map_memory(0xD700_0000, 4096), "as before");
+        assert!(
+            !map_memory(0xD01F_F000, 4096),
+            "the scratch page's large page"
+        );
+        assert!(!map_memory(0xFEB0_0000, 0x20_0000), "the IOAPIC's");
+        assert!(!map_memory(0xBFFF_F000, 0x2000) && !map_memory(0xFFFF_F000, 0x2000));
+        assert!(!map_memory(0xD700_0000, u64::MAX));
     }
 
     #[test]

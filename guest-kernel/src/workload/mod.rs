@@ -96,7 +96,11 @@ impl Kind {
 
     /// Whether the VMM serves it, so that no exit can be finished in the kernel.
     pub const fn is_served_by_vmm(self) -> bool {
-        matches!(self, Self::Pio | Self::Pin | Self::Mmio | Self::Outs)
+        // A hypercall where the VMM has every one passed on: FLAGS says nothing of that elsewhere.
+        matches!(
+            self,
+            Self::Pio | Self::Pin | Self::Mmio | Self::Outs | Self::Vmcall
+        )
     }
 
     /// Which counts are right after `count` repetitions and `strays` more exits.

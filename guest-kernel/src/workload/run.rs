@@ -8,6 +8,7 @@ use super::{Item, Kind, STRING, ptes};
 use crate::arch::address_space::{Refused, Spaces};
 use crate::arch::fault::{self, Fault};
 use crate::arch::{cpu, gate, lapic, paging, port, scratch};
+use crate::exit_log::page::ExitPage;
 use crate::line::Line;
 use crate::machine::List;
 use crate::memory::Division;
@@ -211,9 +212,16 @@ fn repeat(item: Item, ready: &mut Ready) -> Result<u64, Broken> {
 
 /// Runs one workload and, where an Exitvisor counts, checks its count. The line says how it went.
 ///
-/// Nothing but the workload lies between the two queries, and a query is an exit of reason 0: the
-/// reason's count grows by the workload alone, the stated constant is 0.
-pub fn run(item: Item, layout: Option<Layout>, memory: &mut Division, line: &mut Line) -> Ended {
+/// The count is read before and after on the exit page, or else asked for. Nothing but the workload
+/// lies between, and a query is an exit of reason 0: the reason's count grows by the workload alone,
+/// the stated constant is 0.
+pub fn run(
+    item: Item,
+    layout: Option<Layout>,
+    page: Option<&ExitPage>,
+    memory: &mut Division,
+    line: &mut Line,
+) -> Ended {
     let known =
         |reason: Reason| layout.map(|_| gate::gate_cpuid(leaf::FLAGS, reason.number().into()).eax);
     let name = item.kind.name();
@@ -228,8 +236,9 @@ pub fn run(item: Item, layout: Option<Layout>, memory: &mut Division, line: &mut
         }
     };
     let reason = item.kind.reason();
-    let exits_of = |reason: Reason| {
-        layout.map(|l| gate::gate_cpuid(l.exits_of, reason.number().into()).exits())
+    let exits_of = |reason: Reason| match page {
+        Some(page) => Some(page.exits_of(reason)),
+        None => layout.map(|l| gate::gate_cpuid(l.exits_of, reason.number().into()).exits()),
     };
     let besides = item.kind.besides(item.count);
     let before = (

@@ -49,3 +49,6 @@ pub const POWER_OFF: &str = "exitvisor,power-off";
 pub const RESET: &str = "exitvisor,reset";
 /// `u32` property of `/chosen`: how often the machine has been reset since the VM started.
 pub const RESETS: &str = "exitvisor,resets";
+/// `compatible` of the exit page ([`crate::page`]); `reg` is its address and its size, records
+/// included. There is no such node where there is no exit page.
+pub const EXIT_PAGE: &str = "exitvisor,exit-page";

@@ -144,6 +144,8 @@ pub(crate) fn zero() -> Profile {
             leaves: [0x4FFF_FFFF, 0x4FFF_FFFE, 0x4FFF_FFFD, 0x4FFF_FFFC],
             sdm: "current".to_owned(),
             boot: "PVH".to_owned(),
+            hypercall: Some("gate".to_owned()),
+            exit_page: None,
             images: vec![Image {
                 role: "kernel".to_owned(),
                 path: "target/guests/guest-kernel".to_owned(),
@@ -182,6 +184,7 @@ pub(crate) fn zero() -> Profile {
         total: Accounts::default(),
         vcpus: vec![Accounts::default()],
         gates: GateFigures::default(),
+        memory: None,
         histograms: Vec::new(),
         first_end: None,
         reboots: Vec::new(),
@@ -307,6 +310,7 @@ pub(crate) fn reboots() -> Profile {
             vcpus: vec![total.clone()],
             total,
             gates: profile.gates.clone(),
+            memory: profile.memory.clone(),
             histograms: Vec::new(),
         });
     }
@@ -547,6 +551,13 @@ pub(crate) fn ledger() -> Profile {
             (10, PortOut, 0xE08, 1),
         ],
     );
+    profile.memory = Some(MemoryAccount {
+        pages: "thp".to_owned(),
+        prefault: "touch".to_owned(),
+        prefault_nanos: 14_203_118,
+        resident: 64 << 20,
+        huge: 62 << 20,
+    });
     profile
 }
 
@@ -1008,6 +1019,7 @@ prop_compose! {
             vcpus: vec![total.clone()],
             total,
             gates: GateFigures::default(),
+            memory: None,
             histograms: Vec::new(),
         }
     }

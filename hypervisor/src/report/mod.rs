@@ -14,6 +14,7 @@ pub mod paging;
 mod passes;
 pub mod runs;
 pub mod summary;
+pub mod survey;
 mod table;
 pub mod text;
 

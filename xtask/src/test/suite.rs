@@ -96,9 +96,11 @@ impl Suite {
     pub(crate) fn wants(self, program: &str, usual: bool) -> bool {
         match self {
             _ if usual && self.is_shadowed() => program == "paging",
-            Self::AmdSmp => ["gates", "neighbours", "smp"].contains(&program),
+            Self::AmdSmp => {
+                ["exit_log", "exit_page", "gates", "neighbours", "smp"].contains(&program)
+            }
             Self::AmdShadow | Self::IntelShadow => {
-                ["kernel_ledger", "neighbours", "paging"].contains(&program)
+                ["exit_log", "exit_page", "kernel_ledger", "neighbours", "paging"].contains(&program)
             }
             // The slowest lab: what the others show of firmware and devices is not the vendor's.
             Self::Intel if ["firmware", "platform"].contains(&program) => false,
