@@ -41,13 +41,16 @@ pub(crate) struct BootProfile {
     #[arg(long, value_enum, default_value_t = On::default())]
     pub(crate) on: On,
     /// Boot with nested or with shadow paging, or compare both: each in its own lab (--on amd-lab,
-    /// --on intel-lab)
+    /// --on intel-lab), or here with --reload-kvm
     #[arg(long, value_enum, conflicts_with = "runs")]
     pub(crate) paging: Option<Wish>,
     /// Compare both over page-table work (workload=ptes:N) of so many pages, and draw it; `usual` is
     /// 16,64,256,1024
     #[arg(long, value_name = "N,N,…", requires = "paging", value_parser = paging::sweep)]
     pub(crate) sweep: Option<Sweep>,
+    /// Load this machine's KVM anew for that, as root, with no VM alive, and put it back
+    #[arg(long, requires = "paging")]
+    pub(crate) reload_kvm: bool,
     /// Options of `exitvisor profile`
     #[arg(
         value_name = "OPTIONS OF EXITVISOR",
@@ -66,6 +69,7 @@ impl BootProfile {
                 wish,
                 sweep: self.sweep.as_ref().map_or(&[], |sweep| &sweep.0),
                 on: self.on,
+                reload: self.reload_kvm,
                 options: &self.options,
             };
             return measurement.run();
@@ -94,7 +98,7 @@ impl BootProfile {
         let given = |name: &&str| value_of(&self.options, name).is_some();
         let why = if let Some(name) = ["--format", "--output"].iter().find(|name| given(name)) {
             format!("boot-profile itself chooses {name}; for your own, use `exitvisor profile`\n")
-        } else if let Some(name) = ["--runs", "--on", "--paging", "--sweep"]
+        } else if let Some(name) = ["--runs", "--on", "--paging", "--sweep", "--reload-kvm"]
             .iter()
             .find(|name| given(name))
         {
