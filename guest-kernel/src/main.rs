@@ -6,6 +6,7 @@ use exit_abi::gate::{Command, Outcome};
 use exit_abi::milestone;
 use guest_kernel::arch::physical::{self, BootMemory};
 use guest_kernel::arch::{cpu, crash, fault, gate, lapic, paging, traps};
+use guest_kernel::caps::Cpu;
 use guest_kernel::cmdline::{self, Crash, Options};
 use guest_kernel::exit_log::ExitLog;
 use guest_kernel::hypercall::{self, Called};
@@ -67,6 +68,14 @@ fn boot(start_info: u32) -> Result<u32, u32> {
         let _own = OwnSection::open();
         list::devices(machine, serial::send_line);
     }
+    if options.caps {
+        let _own = OwnSection::open();
+        let cpu = Cpu {
+            cpuid: |leaf| gate::cpuid(leaf, 0),
+            read_msr: fault::read_msr,
+        };
+        cpu.lines(serial::send_line);
+    }
     log.milestone(milestone::DEVICES);
     match options.crash {
         Some(Crash::Panic) => panic!("as asked by crash=panic"),
@@ -87,6 +96,11 @@ fn boot(start_info: u32) -> Result<u32, u32> {
     }
     log.milestone(milestone::DONE);
     log.repeat(options.queries);
+    if !options.leaves.as_slice().is_empty() {
+        let _own = OwnSection::open();
+        let leaves = &options.leaves;
+        leaves.ask(log.gate(), gate::gate_cpuid, serial::send_line);
+    }
     if log.asks().is_some() {
         let _own = OwnSection::open();
         roll.lines(serial::send_line);

@@ -7,10 +7,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit_abi::reason::Edition;
 
 use crate::config::{
-    self, Config, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset, TimeLimit,
+    self, Config, ConfigError, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset,
+    TimeLimit,
 };
 use crate::error::Error;
+use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
+use crate::memory::prefault::Prefault;
+use crate::memory::{HUGE_PAGE, Pages};
 use crate::platform::dump::Dump;
 use crate::profile::limit::Limits;
 
@@ -38,8 +42,12 @@ pub enum Command {
     Report(ReportArgs),
     /// Show what grew and what shrank between two profiles
     Compare(CompareArgs),
+    /// Show what shadow paging costs a boot, beside nested paging
+    Paging(PagingArgs),
     /// Show where everything lies in a guest's memory
     Layout(LayoutArgs),
+    /// Show what this host's KVM can intercept and control
+    Caps(CapsArgs),
 }
 
 /// Options of `run`.
@@ -134,6 +142,32 @@ pub struct CompareArgs {
     pub output: Option<PathBuf>,
 }
 
+/// Options of `paging`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each profile is checked first: one that claims shadow paging and shows nested page faults, or the
+other way round, is void (status 65). Then profiles are paired that differ in nothing but paging;
+several pairs are a sweep, and may differ in the N of workload=ptes:N.
+
+Examples:
+  exitvisor paging nested.json shadow.json
+  exitvisor paging *.json --format csv --output sweep.csv
+  exitvisor paging --check shadow.json")]
+pub struct PagingArgs {
+    /// Saved profiles of both kinds, JSON, in any order [- is standard input]
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Only check that each profile is of the paging that it claims
+    #[arg(long, conflicts_with_all = ["format", "output"])]
+    pub check: bool,
+    /// Format of the report
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+    /// Write the report to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
 /// Options of `layout`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -152,6 +186,25 @@ pub struct LayoutArgs {
     #[arg(long, value_enum, default_value = "text")]
     pub format: LayoutFormat,
     /// Write the table to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Options of `caps`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+guest: what KVM offers to a guest. CPU: this CPU's own; its VMX needs root and the module msr. What
+cannot be seen is named, with what to do, and is no failure.
+
+Examples:
+  exitvisor caps
+  sudo modprobe msr; sudo exitvisor caps
+  exitvisor caps --format json --output caps.json")]
+pub struct CapsArgs {
+    /// Format of the survey
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: CapsFormat,
+    /// Write the survey to this file [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -176,6 +229,24 @@ pub struct VmArgs {
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     #[arg(allow_hyphen_values = true)]
     pub memory: MemorySize,
+    /// Pages of which the host makes guest memory: host (as it is set up), 4k, thp (huge where it finds
+    /// some) or huge (of 2 MiB, from the pool in /proc/sys/vm/nr_hugepages)
+    #[arg(
+        long,
+        value_name = "PAGES",
+        default_value = "host",
+        allow_hyphen_values = true
+    )]
+    pub pages: Pages,
+    /// Fill guest memory in before the guest runs: none, touch (by the host) or kvm (mapped by KVM too,
+    /// so that no first touch exits)
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "none",
+        allow_hyphen_values = true
+    )]
+    pub prefault: Prefault,
     /// Number of vCPUs
     #[arg(
         long,
@@ -212,6 +283,15 @@ pub struct VmArgs {
     /// Where tracefs is mounted, which the kernel-side ledger reads [default: a usual place]
     #[arg(long, value_name = "DIR")]
     pub tracefs: Option<PathBuf>,
+    /// How hypercalls arrive: auto, xen (KVM passes every VMCALL on, where it can) or gate (a
+    /// breakpoint on a registered instruction)
+    #[arg(
+        long,
+        value_name = "WAY",
+        default_value = "auto",
+        allow_hyphen_values = true
+    )]
+    pub hypercall: Wish,
     /// Whether the guest is shown its live counters as read-only memory, where this KVM can
     #[arg(long, value_enum, value_name = "on|off", default_value = "on")]
     #[arg(hide_possible_values = true)]
@@ -268,6 +348,15 @@ pub enum LayoutFormat {
     Json,
 }
 
+/// Format of the survey.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CapsFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
 /// Format of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CompareFormat {
@@ -296,6 +385,9 @@ impl VmArgs {
             }
             (ResetMode::Continue, most) => OnReset::Continue(most.unwrap_or(MAX_RESETS)),
         };
+        if self.pages == Pages::Huge && !self.memory.bytes().is_multiple_of(HUGE_PAGE) {
+            return Err(ConfigError::NotHuge(self.memory.bytes()).into());
+        }
         if self.dump_dtb.as_deref() == Some(Path::new("-")) {
             let what = "--dump-dtb needs the name of a file: standard output is not for it alone";
             return Err(Error::Usage(what.into()));
@@ -306,6 +398,8 @@ impl VmArgs {
             initrd: self.initrd,
             cmdline: self.cmdline,
             memory: self.memory,
+            pages: self.pages,
+            prefault: self.prefault,
             cpus: self.cpus,
             timeout: self.timeout.unwrap_or(timeout),
             on_reset,
@@ -315,6 +409,7 @@ impl VmArgs {
                 level: self.ledger.0,
                 tracefs: self.tracefs,
             },
+            hypercall: self.hypercall,
             exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,
             console,
@@ -385,6 +480,9 @@ mod tests {
             (&["--cpus", "1000"], "from 1 to 254"),
             (&["--leaves", "odd"], "classic, reversed"),
             (&["--sdm", "1999"], "current or 2020"),
+            (&["--hypercall", "kvm"], "auto, xen or gate"),
+            (&["--pages", "2M"], "host, 4k, thp or huge"),
+            (&["--prefault", "all"], "none, touch or kvm"),
             (&["--timeout", "soon"], "for example 30s"),
             (&["--format", "xml"], "possible values: text, json, csv"),
             (&["--nonsense"], "--nonsense"),

@@ -10,6 +10,7 @@ use crate::config::ConfigError;
 use crate::memory::MemoryError;
 use crate::platform::PlatformError;
 use crate::profile::load::LoadError;
+use crate::profile::paging::Refused;
 use crate::profile::save::SaveError;
 use crate::status;
 
@@ -63,6 +64,9 @@ pub enum Error {
     /// A profile that cannot be read.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Profiles that say nothing of nested and shadow paging.
+    #[error(transparent)]
+    Paging(#[from] Refused),
     /// Output that cannot be written.
     #[error(transparent)]
     Save(#[from] SaveError),
@@ -73,11 +77,12 @@ impl Error {
     pub fn status(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Config(_) => status::USAGE,
-            Self::NoKvm(_) => status::NO_KVM,
+            Self::NoKvm(_) | Self::Memory(MemoryError::NoPrefault(_)) => status::NO_KVM,
             Self::Image { .. } => status::INPUT,
             Self::Pvh(PvhError::NoRoom { .. } | PvhError::Module { .. }) => status::INPUT,
             Self::Kvm { .. } | Self::Memory(_) | Self::Host { .. } => status::HOST,
             Self::Pvh(_) | Self::Platform(_) => status::INTERNAL,
+            Self::Paging(_) => status::DATA,
             Self::Load(error) => error.status(),
             Self::Save(error) => error.status(),
         }

@@ -33,7 +33,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
     }
     // Everything is open, and no thread has been started yet.
     privileges::drop_all().map_err(host_error("drop its capabilities"))?;
-    let (kvm, tsc_khz) = (vm.kvm, vm.tsc_khz);
+    let (kvm, tsc_khz, hypercalls) = (vm.kvm, vm.tsc_khz, vm.shared.hypercalls);
     let mut sources = mem::take(&mut vm.sources);
     let images = mem::take(&mut vm.images);
     let exit_page = vm.shared.exit_page.as_ref().map(|page| page.kind());
@@ -74,6 +74,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         total,
         vcpus,
         gates,
+        memory,
         histograms: first_histograms,
         ..
     } = first;
@@ -91,6 +92,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         host: host::describe(kvm, tsc_khz),
         machine: Machine {
             images: images.into_iter().map(images::hash).collect(),
+            hypercall: Some(hypercalls.name().into()),
             exit_page: exit_page.map(|kind| kind.name().to_owned()),
             ..machine(config)
         },
@@ -101,6 +103,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         total,
         vcpus,
         gates,
+        memory,
         histograms: first_histograms,
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,
@@ -147,7 +150,7 @@ fn reasons(config: &Config, kvm: KvmKind, books: &Books) -> Vec<ReasonInfo> {
         .collect()
 }
 
-/// The machine, but for its images.
+/// The machine, as far as the configuration tells.
 fn machine(config: &Config) -> Machine {
     Machine {
         cpus: config.cpus.get(),
@@ -162,6 +165,7 @@ fn machine(config: &Config) -> Machine {
             "PVH"
         }
         .into(),
+        hypercall: None,
         images: Vec::new(),
         exit_page: None,
     }

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use exit_abi::devicetree::{INITRD_MODULE, KERNEL_MODULE};
 use kvm_bindings::{
@@ -14,6 +15,7 @@ use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_REGS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::elf::{self, Image, Role};
@@ -25,13 +27,14 @@ use crate::devices::control::Control;
 use crate::devices::serial::Com1;
 use crate::error::{Error, host as host_error, kvm as kvm_error};
 use crate::exits::books::Books;
-use crate::exits::gate::Gates;
+use crate::exits::gate::{Gate, Gates};
+use crate::exits::hypercall::{self, Mechanism, Wish};
 use crate::exits::ledger::Ledger;
 use crate::exits::milestone::Milestones;
 use crate::exits::page::ExitPage;
 use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
-use crate::memory::{self, Memory};
+use crate::memory::{self, Memory, prefault};
 use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
 use crate::vcpu::{Shared, Vcpu};
@@ -65,12 +68,14 @@ pub struct Vm {
     pub images: Vec<Loaded>,
     /// Set once the guest listens to its console.
     pub listening: Arc<AtomicBool>,
+    /// What it took to fill memory in before.
+    pub prefault_time: Duration,
     /// Keeps the VM.
     pub fd: VmFd,
 }
 
 /// Opens `/dev/kvm`, or says in one line what is missing and what to do.
-fn open_kvm() -> Result<Kvm, Error> {
+pub(crate) fn open_kvm() -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|e| {
         let advice = match e.errno() {
             libc::ENOENT => {
@@ -117,7 +122,7 @@ fn open_kvm() -> Result<Kvm, Error> {
 }
 
 /// Tells KVM what it needs before there are vCPUs.
-fn prepare(vm: &VmFd, kvm_kind: KvmKind) -> Result<(), Error> {
+fn prepare(vm: &VmFd, kvm_kind: KvmKind, wish: Wish) -> Result<Mechanism, Error> {
     vm.set_identity_map_address(layout::IDENTITY_MAP)
         .map_err(kvm_error("an identity map"))?;
     vm.set_tss_address(layout::TSS as usize)
@@ -137,7 +142,7 @@ fn prepare(vm: &VmFd, kvm_kind: KvmKind) -> Result<(), Error> {
             tracing::debug!(%error, "cannot disable KVM_X86_QUIRK_FIX_HYPERCALL_INSN");
         }
     }
-    Ok(())
+    hypercall::set_up(vm, kvm_kind, wish)
 }
 
 /// Creates a vCPU with its CPUID table.
@@ -178,7 +183,8 @@ fn set_entry(fd: &VcpuFd, entry: u32) -> Result<(), Error> {
 /// What was loaded where.
 struct Boot {
     entry: u32,
-    gates: Vec<crate::exits::gate::Gate>,
+    /// Each with what stands there.
+    gates: Vec<(Gate, [u8; 3])>,
     names: BTreeMap<u32, String>,
     images: Vec<Loaded>,
 }
@@ -269,6 +275,15 @@ fn load(
     pvh::write(memory, &config.cmdline, &modules, rsdp, told.exit_page)?;
     let Image { entry, bytes, .. } = image;
     let gates = std::mem::take(&mut image.gates);
+    let gates = gates.into_iter().map(|gate| {
+        let mut bytes = [0; 3];
+        if let Some(at) = image.physical(gate.address) {
+            // Outside memory there is no instruction; what is there later is found at the gate.
+            let _ = memory.read_slice(&mut bytes, GuestAddress(at));
+        }
+        (gate, bytes)
+    });
+    let gates = gates.collect();
     let mut names = std::mem::take(&mut image.names);
     if role == Role::Firmware
         && let Ok(kernel) = Image::open(&config.kernel, files)
@@ -364,9 +379,9 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
     let fd = kvm.create_vm().map_err(kvm_error("a VM"))?;
 
-    let memory = memory::map(config.memory.bytes())?;
+    let memory = memory::map_of(config.pages, config.memory.bytes())?;
     memory::give_to_kvm(&fd, &memory)?;
-    prepare(&fd, kind)?;
+    let hypercalls = prepare(&fd, kind, config.hypercall)?;
     let kernel = held.kernel(config, kind).clone();
     let exit_page = exit_page(config, &fd, &kernel, resets)?;
 
@@ -389,9 +404,12 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let timer_hz = irqchip::timer_hz(&kvm);
     let sync_regs = kvm.check_extension_int(Cap::SyncRegs) as u32 & KVM_SYNC_X86_REGS != 0;
 
-    let supported = kvm
+    let mut supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(kvm_error("its supported CPUID table"))?;
+    if hypercalls == Mechanism::Xen {
+        hypercall::hide_features(&mut supported);
+    }
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let told = Told {
         timer_hz,
@@ -407,7 +425,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     for index in 0..config.cpus.get() {
         let vcpu = create_vcpu(&fd, index, &supported, config, has_page, deadline)?;
         let ledger = Arc::new(Ledger::default());
-        let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, &kernel);
+        let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, &kernel, hypercalls);
         books.push(book);
         sources = infos;
         fds.push((vcpu, ledger));
@@ -418,10 +436,20 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         tsc_khz = boot_vcpu.get_tsc_khz().unwrap_or(0).into();
     }
 
+    let started = Instant::now();
+    if let Some((boot_vcpu, _)) = fds.first() {
+        prefault::fill(&memory, config.prefault, &fd, boot_vcpu)?;
+    }
+    let prefault_time = started.elapsed();
+
     let gates = Gates::new(fds.len());
-    for gate in boot.gates {
+    for (gate, bytes) in boot.gates {
         // The image's check has ruled out what the table refuses.
-        if let Err(outcome) = gates.register(gate) {
+        let registered = match gate.needs_slot(hypercalls, kind, &bytes) {
+            true => gates.register(gate).map(|_| ()),
+            false => gates.register_unarmed(gate.address),
+        };
+        if let Err(outcome) = registered {
             let source = elf::ElfError::Gates(format!("{:#x}: {outcome:?}", gate.address));
             return Err(image_error(role, path)(source));
         }
@@ -429,8 +457,9 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let can_block = fd.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into()) as u32;
     let shared = Arc::new(Shared {
         memory,
-        books: Books::new(books, kind),
+        books: Books::new(books, kind).with_hypercalls(hypercalls),
         gates,
+        hypercalls,
         milestones: Milestones::new(boot.names),
         com1: Mutex::new(com1),
         control,
@@ -458,6 +487,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         sources,
         images: boot.images,
         listening,
+        prefault_time,
         fd,
     })
 }

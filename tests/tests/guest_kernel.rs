@@ -492,3 +492,29 @@ fn runs_repeat(cmdline: &str) {
         assert_eq!(counts(), first);
     }
 }
+
+#[test]
+fn leaves_are_asked_by_name_and_by_number() {
+    needs_kvm!("leaves_are_asked_by_name_and_by_number");
+    let words = "log=off leaves=exits-of:35-36,0x4FFFFFFE:35,total-exits,0x4FFFFF00";
+    let run = kernel(words, &["--leaves", "reversed"]).expect_status(0);
+    let undefined = "EAX 00000000 EBX 00000000 ECX 00000000 EDX FFFFFFFF";
+    // 0x4FFFFFFE asks for exits of a reason in this layout, 0x4FFFFFFC for all.
+    let same = format!("[leaves] CPUID(0x4FFFFFFE, 35): {undefined}");
+    let asked: Vec<&str> = run.stderr.lines().filter(|l| *l == same).collect();
+    assert_eq!(asked.len(), 2, "{run:#?}");
+    line(
+        &run,
+        "[leaves] CPUID(0x4FFFFFFE, 36): EAX 00000000 EBX 00000000 ",
+    );
+    line(&run, "[leaves] CPUID(0x4FFFFFFC, 0): EAX ");
+    // The signature, at a gate too.
+    let signature = "EAX 4FFFFFFF EBX 74697845 ECX 6F736976 EDX 49424172";
+    line(&run, &format!("[leaves] CPUID(0x4FFFFF00, 0): {signature}"));
+
+    let run = kernel("leaves=exits-of:9-3", &[]).expect_status(3);
+    assert!(
+        run.stderr.contains("`exits-of:9-3`: expected ECX"),
+        "{run:#?}"
+    );
+}

@@ -1,6 +1,7 @@
 //! The machine: instructions, tables and registers. All of the crate's assembler is here; callers
 //! see functions and types without `unsafe`.
 
+pub mod address_space;
 pub mod cpu;
 pub mod crash;
 #[cfg(target_os = "none")]

@@ -2,6 +2,7 @@
 
 pub mod books;
 pub mod gate;
+pub mod hypercall;
 pub mod ledger;
 pub mod milestone;
 pub mod page;

@@ -41,6 +41,8 @@ pub(super) struct Plan {
     pub(super) own: Vec<PathBuf>,
     /// Options of the test programs.
     pub(super) options: Vec<OsString>,
+    /// Whether this is the usual run: of some labs it takes only a part.
+    pub(super) usual: bool,
 }
 
 /// How a lab went.
@@ -100,9 +102,13 @@ impl Plan {
         command.arg("--exitvisor").arg(&self.built.exitvisor);
         command.arg("--firmware").arg(&self.built.firmware);
         command.arg("--guest-kernel").arg(&self.built.guest_kernel);
-        let wanted = |path: &&PathBuf| suite.wants(&inside::title(path));
+        let wanted = |path: &&PathBuf| suite.wants(&inside::title(path), self.usual);
         command.args(self.programs.iter().filter(wanted));
-        for own in &self.own {
+        for own in self
+            .own
+            .iter()
+            .filter(|_| !(self.usual && suite.is_shadowed()))
+        {
             command.arg("--own").arg(own);
         }
         command.arg("--").args(&self.options);
@@ -147,7 +153,7 @@ impl Plan {
 
 /// How many labs run at once, this host's own tests counting as one: one for each CPU, as far as
 /// memory allows.
-fn at_once() -> usize {
+pub(crate) fn at_once() -> usize {
     const OF_A_LAB: u64 = 3 << 30;
     let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let available = std::fs::read_to_string("/proc/meminfo").ok();
@@ -257,6 +263,8 @@ impl OneLab {
         job.cwd = PathBuf::from("/lab/tests");
         job.env
             .push(("EXITVISOR_LAB".into(), suite.host().name().into()));
+        job.env
+            .push(("EXITVISOR_XTASK".into(), job.program.clone().into()));
         job.args.push("test-inside".into());
         let all = self.programs.into_iter().map(|program| (program, ""));
         let own = self.own.into_iter().map(|program| (program, OF_THE_KERNEL));
