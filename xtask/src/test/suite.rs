@@ -99,9 +99,14 @@ impl Suite {
             Self::AmdSmp => {
                 ["exit_log", "exit_page", "gates", "neighbours", "smp"].contains(&program)
             }
-            Self::AmdShadow | Self::IntelShadow => {
-                ["exit_log", "exit_page", "kernel_ledger", "neighbours", "paging"].contains(&program)
-            }
+            Self::AmdShadow | Self::IntelShadow => [
+                "exit_log",
+                "exit_page",
+                "kernel_ledger",
+                "neighbours",
+                "paging",
+            ]
+            .contains(&program),
             // The slowest lab: what the others show of firmware and devices is not the vendor's.
             Self::Intel if ["firmware", "platform"].contains(&program) => false,
             // Command lines, files and formats are the same everywhere, a lab has no `unshare`, and its
