@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use exitvisor::cli::{self, Command, CompareArgs, CompareFormat, Format, LayoutArgs};
+use exitvisor::cli::{self, AblationArgs, Command, CompareArgs, CompareFormat, Format, LayoutArgs};
 use exitvisor::cli::{LayoutFormat, ReportArgs, Stop};
 use exitvisor::config::{Config, Console, TimeLimit};
 use exitvisor::error::Error;
+use exitvisor::profile::ablation::Ablation;
 use exitvisor::profile::compare::Comparison;
 use exitvisor::profile::deputy::Place;
 use exitvisor::profile::limit::Limits;
@@ -84,6 +85,7 @@ fn command(command: Command) -> Result<u8, Error> {
         }
         Command::Report(args) => show(&args),
         Command::Compare(args) => compare(args),
+        Command::Ablation(args) => ablation(&args),
         Command::Layout(args) => show_layout(&args),
     }
 }
@@ -189,6 +191,26 @@ fn compare(args: CompareArgs) -> Result<u8, Error> {
     write_out(args.output.as_deref(), &text)?;
     let grown = violations.is_some_and(|v| !v.is_empty());
     Ok(if grown { status::GROWTH } else { 0 })
+}
+
+fn ablation(args: &AblationArgs) -> Result<u8, Error> {
+    let profiles = args
+        .files
+        .iter()
+        .map(|f| load::load(f))
+        .collect::<Result<Vec<Profile>, _>>()?;
+    let ablation = Ablation::of(&profiles, &args.skipped).map_err(|place| {
+        let name = args.files.get(place).map(|f| f.display().to_string());
+        Error::Usage(format!(
+            "profile {} does not say what its guest memory was made of: record it again",
+            name.unwrap_or_default()
+        ))
+    })?;
+    let text = match args.format {
+        CompareFormat::Text => report::ablation::text(&ablation),
+        CompareFormat::Json => report::ablation::json(&ablation),
+    };
+    write_out(args.output.as_deref(), &text)
 }
 
 fn show_layout(args: &LayoutArgs) -> Result<u8, Error> {

@@ -10,6 +10,7 @@ use clap::Args;
 use clap::error::ErrorKind;
 use indicatif::ProgressBar;
 
+use crate::ablate::{self, What};
 use crate::build::{self, Built};
 use crate::on::{self, On, Where};
 use crate::run::{defaults, value_of};
@@ -27,6 +28,7 @@ use crate::{lab, signals, workspace};
   cargo xtask boot-profile
   cargo xtask boot-profile --runs 5
   cargo xtask boot-profile --on amd-lab
+  cargo xtask boot-profile --on amd-lab --ablate memory
   cargo xtask boot-profile --firmware none
   cargo xtask boot-profile --cmdline workload=pio:500 --timeout 10s")]
 pub(crate) struct BootProfile {
@@ -37,6 +39,9 @@ pub(crate) struct BootProfile {
     /// Which KVM to boot on; comes before the options of exitvisor
     #[arg(long, value_enum, default_value_t = On::default())]
     pub(crate) on: On,
+    /// Boot every combination of what is named, and show what it does: memory (--prefault and --pages)
+    #[arg(long, value_enum, conflicts_with = "runs")]
+    pub(crate) ablate: Option<What>,
     /// Options of `exitvisor profile`
     #[arg(
         value_name = "OPTIONS OF EXITVISOR",
@@ -50,6 +55,9 @@ impl BootProfile {
     /// Builds, measures, saves and shows.
     pub(crate) fn run(self) -> anyhow::Result<u8> {
         self.check()?;
+        if let Some(What::Memory) = self.ablate {
+            return ablate::memory(self.on, &self.options);
+        }
         let built = build::build()?;
         let kernel = value_of(&self.options, "--kernel").map(PathBuf::from);
         let guest = kernel.as_deref().unwrap_or(&built.guest_kernel).file_stem();
@@ -74,7 +82,10 @@ impl BootProfile {
         let given = |name: &&str| value_of(&self.options, name).is_some();
         let why = if let Some(name) = ["--format", "--output"].iter().find(|name| given(name)) {
             format!("boot-profile itself chooses {name}; for your own, use `exitvisor profile`\n")
-        } else if let Some(name) = ["--runs", "--on"].iter().find(|name| given(name)) {
+        } else if let Some(name) = ["--runs", "--on", "--ablate"]
+            .iter()
+            .find(|name| given(name))
+        {
             format!("{name} comes before the options of exitvisor\n")
         } else {
             return Ok(());
@@ -190,7 +201,7 @@ fn saved(profiles: &[PathBuf], text: &Path) -> String {
 /// A path for a boot of this guest, to which suffixes are added: 2026-11-20T10-12-33-guest-kernel,
 /// or with a number behind, so that what an earlier boot left is neither written over nor taken
 /// for ours.
-fn unused_name(folder: &Path, guest: &OsStr) -> PathBuf {
+pub(crate) fn unused_name(folder: &Path, guest: &OsStr) -> PathBuf {
     let base = with_suffix(
         &folder.join(now()),
         &format!("-{}", guest.to_string_lossy()),
@@ -212,7 +223,7 @@ fn now() -> String {
         .to_string()
 }
 
-fn with_suffix(base: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn with_suffix(base: &Path, suffix: &str) -> PathBuf {
     let mut path = base.as_os_str().to_owned();
     path.push(suffix);
     path.into()
