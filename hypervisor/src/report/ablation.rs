@@ -32,7 +32,7 @@ pub fn text(ablation: &Ablation) -> String {
         _ => "exits of reason 48, the first touch of a page (and of a device's address)",
     };
     out += &labelled("touches", INDENT, meaning);
-    let meaning = "before the boot, in no other figure; total = prefault + boot";
+    let meaning = "before the boot, in no other figure; total = filling + boot";
     out += &labelled("filling", INDENT, meaning);
     for skipped in &ablation.skipped {
         out += &labelled("skipped", INDENT, &clean(skipped));
