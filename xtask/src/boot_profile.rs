@@ -43,7 +43,7 @@ pub(crate) struct BootProfile {
     #[arg(long, value_enum, default_value_t = On::default())]
     pub(crate) on: On,
     /// Boot with nested or with shadow paging, or compare both: each in its own lab (--on amd-lab,
-    /// --on intel-lab)
+    /// --on intel-lab), or here with --reload-kvm
     #[arg(long, value_enum, conflicts_with = "runs")]
     pub(crate) paging: Option<Wish>,
     /// Compare both over page-table work (workload=ptes:N) of so many pages, and draw it; `usual` is
@@ -53,6 +53,9 @@ pub(crate) struct BootProfile {
     /// Boot every combination of what is named, and show what it does: memory (--prefault and --pages)
     #[arg(long, value_enum, conflicts_with = "runs")]
     pub(crate) ablate: Option<What>,
+    /// Load this machine's KVM anew for that, as root, with no VM alive, and put it back
+    #[arg(long, requires = "paging")]
+    pub(crate) reload_kvm: bool,
     /// Options of `exitvisor profile`
     #[arg(
         value_name = "OPTIONS OF EXITVISOR",
@@ -71,6 +74,7 @@ impl BootProfile {
                 wish,
                 sweep: self.sweep.as_ref().map_or(&[], |sweep| &sweep.0),
                 on: self.on,
+                reload: self.reload_kvm,
                 options: &self.options,
             };
             return measurement.run();
@@ -102,9 +106,16 @@ impl BootProfile {
         let given = |name: &&str| value_of(&self.options, name).is_some();
         let why = if let Some(name) = ["--format", "--output"].iter().find(|name| given(name)) {
             format!("boot-profile itself chooses {name}; for your own, use `exitvisor profile`\n")
-        } else if let Some(name) = ["--runs", "--on", "--paging", "--sweep", "--ablate"]
-            .iter()
-            .find(|name| given(name))
+        } else if let Some(name) = [
+            "--runs",
+            "--on",
+            "--paging",
+            "--sweep",
+            "--ablate",
+            "--reload-kvm",
+        ]
+        .iter()
+        .find(|name| given(name))
         {
             format!("{name} comes before the options of exitvisor\n")
         } else {
