@@ -51,7 +51,7 @@ pub(crate) struct BootProfile {
     #[arg(long, value_name = "N,N,…", requires = "paging", value_parser = paging::sweep)]
     pub(crate) sweep: Option<Sweep>,
     /// Boot every combination of what is named, and show what it does: memory (--prefault and --pages)
-    #[arg(long, value_enum, conflicts_with = "runs")]
+    #[arg(long, value_enum, conflicts_with_all = ["runs", "paging"])]
     pub(crate) ablate: Option<What>,
     /// Load this machine's KVM anew for that, as root, with no VM alive, and put it back
     #[arg(long, requires = "paging")]
