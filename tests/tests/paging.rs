@@ -48,11 +48,11 @@ fn page_table_work_costs_what_the_paging_makes_it_cost() {
         let mut grown = added(&profile, "devices", "workload");
         let touched = grown.remove(&TOUCH).unwrap_or(0);
         let (invlpg, cr) = if is_shadowed(&profile) {
-            let faults = grown.remove(&0);
-            assert_eq!(
-                faults,
-                Some(page_faults(pages)),
-                "page faults of {pages} pages"
+            let faults = grown.remove(&0).unwrap_or(0);
+            let besides = faults.checked_sub(page_faults(pages));
+            assert!(
+                besides.is_some_and(|n| BESIDES.contains(&n)),
+                "{faults} page faults of {pages} pages"
             );
             assert_eq!(touched, 0, "nested page faults with shadow paging");
             (4 * pages, 2 * pages + 2)
