@@ -126,11 +126,10 @@ fn a_profile_is_of_the_paging_that_it_claims() {
         "{checked:#?}"
     );
 
-    let [other, parts]: [&str; 2] = match paging {
+    let [other, parts] = match paging {
         "nested" => ["shadow", "it claims shadow paging, and shows"],
         _ => ["nested", "it claims nested paging, and shows"],
-    }
-    .into();
+    };
     let mut forged = profile.clone();
     forged.host.paging = other.to_owned();
     let forged = saved("forged.json", &forged);

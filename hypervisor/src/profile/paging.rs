@@ -389,9 +389,7 @@ pub enum Refused {
         has: Paging,
     },
     /// Two profiles differ in more than paging.
-    #[error(
-        "profiles {a} and {b} differ in more than {but} ({what}: {was} → {is}): record both alike"
-    )]
+    #[error("profiles {a} and {b} differ in more than {but} ({difference}): record both alike")]
     Unlike {
         /// A file.
         a: String,
@@ -399,12 +397,8 @@ pub enum Refused {
         b: String,
         /// What they may differ in.
         but: &'static str,
-        /// In what they differ.
-        what: String,
-        /// What the first says.
-        was: String,
-        /// What the second says.
-        is: String,
+        /// In what they differ: what, and what each says.
+        difference: String,
     },
 }
 
@@ -473,9 +467,7 @@ fn refuse(
             a: a.to_owned(),
             b: b.to_owned(),
             but,
-            what,
-            was,
-            is,
+            difference: format!("{what}: {was} → {is}"),
         }),
     }
 }
@@ -558,9 +550,7 @@ fn alike_but_pages(a: (&str, &Profile), b: (&str, &Profile)) -> Result<(), Refus
         a: a.0.to_owned(),
         b: b.0.to_owned(),
         but,
-        what: COMMAND_LINE.to_owned(),
-        was,
-        is,
+        difference: format!("{COMMAND_LINE}: {was} → {is}"),
     })
 }
 
