@@ -128,6 +128,18 @@ impl Errand<'_> {
         Ok(evidence.collect())
     }
 
+    /// The profiles that the runs have left.
+    pub(crate) fn profiles(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for unit in self.units() {
+            let runs = self.runs(unit).into_iter();
+            let runs = runs.filter(|run| !is_survey(run.name));
+            files.extend(runs.map(|run| unit.file(self.raw, run.name)));
+        }
+        files.retain(|file| file.exists());
+        files
+    }
+
     /// What `exitvisor paging` says of nested and shadow profiles; nothing where one is missing.
     fn comparisons(&self, host: Host) -> Vec<(&'static str, Result<String, String>)> {
         let files = |runs: &[&str]| -> Vec<PathBuf> {

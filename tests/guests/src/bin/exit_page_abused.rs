@@ -198,8 +198,8 @@ fn guest(start_info: u32) -> u32 {
             // SAFETY: nobody uses the first page of RAM, which is mapped one to one.
             unsafe { asm!("mov qword ptr [{0}], 0x81", in(reg) 0_u64, options(nostack)) };
             let at = head.records + row * head.row_stride;
-            link(2, (ADDRESS + at & !0xFFF) | 3);
-            let address = 2_u64 << 39 | (at & 0xFFF) / 8 << 30;
+            link(2, ((ADDRESS + at) & !0xFFF) | 3);
+            let address = 2_u64 << 39 | (((at & 0xFFF) / 8) << 30);
             let value: u64;
             // SAFETY: a load, by way of a counter: wherever it leads, it changes nothing.
             unsafe { asm!("mov {1}, [{0}]", in(reg) address, out(reg) value, options(nostack)) };

@@ -252,3 +252,47 @@ fn check(answered: &mut Answered, lab: &str, nested: &Profile, shadow: &Profile)
         format!("{flushes:?}"),
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fixtures::{accounts, lab, profile};
+    use super::*;
+
+    fn failures(shadow: &[(u32, u64)], claim: &str) -> Vec<String> {
+        let run = |paging: &str, reasons: &[(u32, u64)]| {
+            let milestones = [("devices", accounts(&[])), ("workload", accounts(reasons))];
+            profile(paging, &accounts(reasons), &milestones)
+        };
+        let mut evidence = lab("AMD lab");
+        for name in ["paging", "ptes-16", "ptes-64", "ptes-256"] {
+            evidence = evidence
+                .with(Paging::Nested, name, "", run("nested", &[(0, 1), (48, 3)]))
+                .with(Paging::Shadow, name, "", run(claim, shadow));
+        }
+        let answered = answer(&[evidence]);
+        assert!(answered.not_run.is_empty());
+        let failures = answered.failures();
+        failures.map(|check| check.expected.clone()).collect()
+    }
+
+    #[test]
+    fn a_shadow_that_is_none_is_void() {
+        let good = [(0, 40), (14, 456)];
+        assert!(failures(&good, "shadow").is_empty());
+        let of_nested = failures(&[(0, 40), (14, 456), (48, 1)], "shadow");
+        assert_eq!(of_nested, ["the shadow run has no nested page fault (48)"]);
+        assert_eq!(failures(&good, "nested").len(), 1);
+        assert_eq!(failures(&[(0, 1), (14, 3)], "shadow").len(), 2);
+    }
+
+    #[test]
+    fn side_by_side_in_words() {
+        let of = |reasons| serde_json::from_value::<Accounts>(accounts(reasons)).unwrap();
+        let (nested, shadow) = (of(&[(0, 1), (48, 3)]), of(&[(0, 9), (14, 3)]));
+        assert_eq!(
+            in_words("AMD", &nested, &shadow),
+            "**AMD**: shadow paging takes 3.00 times the exits. Grown: 0 exception or NMI (1 → 9). New: \
+             14 INVLPG (3). Vanished: 48 EPT violation (3)."
+        );
+    }
+}
