@@ -158,25 +158,28 @@ fn guest(start_info: u32) -> u32 {
         }
         5 => {
             // SAFETY: none: what is there maps nothing. The machine does not come back.
-            unsafe { asm!("mov cr3, {0}", "2: jmp 2b", in(reg) ADDRESS, options(noreturn)) };
+            unsafe { asm!("mov cr3, {0}", "ud2", in(reg) ADDRESS, options(noreturn)) };
         }
         7 => {
             test_guests::traps::install();
             let stack = ADDRESS + HEAD_SIZE / 2;
             // SAFETY: none: what the exception leaves on the stack vanishes, and its handler returns to
             // nowhere.
-            unsafe { asm!("mov rsp, {0}", "ud2", "2: jmp 2b", in(reg) stack, options(noreturn)) };
+            unsafe { asm!("mov rsp, {0}", "ud2", "ud2", in(reg) stack, options(noreturn)) };
         }
         8 => {
-            // The descriptor that is all ones, behind the reasons.
+            // The descriptor that is all ones, behind the reasons: a segment, already accessed.
             let mut pointer = [0_u8; 10];
             pointer[..2].copy_from_slice(&(HEAD_SIZE as u16 - 1).to_le_bytes());
             pointer[2..].copy_from_slice(&ADDRESS.to_le_bytes());
-            // SAFETY: none: no descriptor of ours is in the table.
+            // SAFETY: in 64-bit mode a data segment's base and limit mean nothing; our own table and
+            // segment are back before anything else is loaded, and no interrupt can come.
             unsafe {
-                asm!("lgdt [{0}]", "mov ds, {1:e}", "2: jmp 2b", in(reg) &raw const pointer,
-                    in(reg) 0x800, options(noreturn));
-            };
+                asm!("push 0", "push 0", "sgdt [rsp]", "lgdt [{0}]", "mov {1:e}, ds",
+                    "mov {2:e}, 0x800", "mov ds, {2:e}", "lgdt [rsp]", "mov ds, {1:e}",
+                    "add rsp, 16", in(reg) &raw const pointer, out(reg) _, out(reg) _);
+            }
+            unchanged();
         }
         _ => {
             // A counter as an entry of a page table: present, if it is odd. The CPU would note there
