@@ -83,7 +83,7 @@ struct Lab<'b> {
 
 impl Machine for Lab<'_> {
     fn run(&self, paging: Paging, commands: &[Vec<OsString>]) -> anyhow::Result<u8> {
-        let this = std::env::current_exe().context("cannot find xtask")?;
+        let this = crate::workspace::this_program()?;
         let mut job = Job::new(self.host, this)?;
         job.with_guests(self.built)?;
         job.module_args.push(paging.parameter(self.host));

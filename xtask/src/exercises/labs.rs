@@ -246,7 +246,7 @@ impl Errand<'_> {
         let file = folder.path().join("orders.json");
         fs::write(&file, serde_json::to_vec(&orders)?).context("cannot write the orders")?;
 
-        let mut command = Command::new(std::env::current_exe().context("cannot find xtask")?);
+        let mut command = Command::new(crate::workspace::this_program()?);
         command.args(["exercises-lab", unit.host.name(), unit.paging.name()]);
         command.arg("--exitvisor").arg(&self.built.exitvisor);
         command.arg("--firmware").arg(&self.built.firmware);
@@ -363,7 +363,7 @@ impl OneLab {
             firmware: self.firmware,
             guest_kernel: self.guest_kernel,
         };
-        let this = std::env::current_exe().context("cannot find xtask")?;
+        let this = crate::workspace::this_program()?;
         let mut job = Job::new(self.host, this)?;
         job.with_guests(&built)?;
         let module_arg = self.paging.module_arg(self.host);
