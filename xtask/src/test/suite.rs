@@ -124,8 +124,8 @@ impl Suite {
     /// After this long it has failed.
     pub(crate) fn limit(self) -> Duration {
         Duration::from_secs(match self.host() {
-            Host::Amd => 600,
-            Host::Intel => 780,
+            Host::Amd => 1200,
+            Host::Intel => 2100,
         })
     }
 
