@@ -6,6 +6,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit_abi::reason::Edition;
 
+use crate::boot::Protocol;
 use crate::config::{
     self, Config, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset, TimeLimit,
 };
@@ -162,9 +163,12 @@ pub struct VmArgs {
     /// Firmware to boot through, an ELF with PVH entry; it finds the kernel as its first module
     #[arg(long, value_name = "FILE|none", default_value = "none")]
     pub firmware: PathBuf,
-    /// Kernel, an ELF with PVH entry
+    /// Kernel: an ELF with PVH entry, or Linux (bzImage or vmlinux)
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
+    /// Protocol by which the kernel is entered
+    #[arg(long, value_enum, value_name = "PROTOCOL", default_value = "auto")]
+    pub boot: Protocol,
     /// Initial RAM disk, handed over as a module
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
@@ -290,6 +294,7 @@ impl VmArgs {
         Ok(Config {
             firmware: (self.firmware.as_os_str() != "none").then_some(self.firmware),
             kernel,
+            boot: self.boot,
             initrd: self.initrd,
             cmdline: self.cmdline,
             memory: self.memory,

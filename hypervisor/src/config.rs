@@ -8,6 +8,7 @@ use exit_abi::leaf::Layout;
 use exit_abi::reason::Edition;
 use thiserror::Error;
 
+use crate::boot::Protocol;
 use crate::exits::source::kernel::Level;
 use crate::exits::source::open::KernelWish;
 use crate::layout;
@@ -288,6 +289,8 @@ pub struct Config {
     pub firmware: Option<PathBuf>,
     /// Kernel.
     pub kernel: PathBuf,
+    /// By which protocol it is entered.
+    pub boot: Protocol,
     /// Initial RAM disk, handed over as a module.
     pub initrd: Option<PathBuf>,
     /// Kernel command line.

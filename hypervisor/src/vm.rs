@@ -18,7 +18,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::elf::{self, Image, Role};
 use crate::boot::files::Files;
+use crate::boot::kernel::Kernel;
 use crate::boot::pvh::{self, Module};
+use crate::boot::{Entry, Protocol};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
 use crate::devices::control::Control;
@@ -161,21 +163,9 @@ fn create_vcpu(
     Ok(fd)
 }
 
-/// Sets the boot vCPU to the PVH entry; the others wait for their start-up IPI.
-fn set_entry(fd: &VcpuFd, entry: u32) -> Result<(), Error> {
-    let mut sregs = fd
-        .get_sregs()
-        .map_err(kvm_error("reading segment registers"))?;
-    pvh::set_system_registers(&mut sregs);
-    fd.set_sregs(&sregs)
-        .map_err(kvm_error("segment registers at entry"))?;
-    fd.set_regs(&pvh::registers(entry))
-        .map_err(kvm_error("registers at entry"))
-}
-
 /// What was loaded where.
 struct Boot {
-    entry: u32,
+    entry: Entry,
     gates: Vec<crate::exits::gate::Gate>,
     names: BTreeMap<u32, String>,
     images: Vec<Loaded>,
@@ -194,7 +184,7 @@ fn image_error(role: &'static str, path: &Path) -> impl FnOnce(elf::ElfError) ->
 fn load(
     config: &Config,
     memory: &Memory,
-    mut image: Image,
+    mut image: Kernel,
     files: &mut Files,
     timer_hz: u32,
     resets: u32,
@@ -203,9 +193,15 @@ fn load(
         Some(_) => Role::Firmware,
         None => Role::Kernel,
     };
-    let path = image.path.clone();
+    let path = image.path().to_owned();
+    // A firmware is entered by PVH; how it enters the kernel is its own business.
+    let wish = match role {
+        Role::Firmware => Protocol::Pvh,
+        Role::Kernel => config.boot,
+    };
+    let entry = image.entry(wish).map_err(image_error(role.name(), &path))?;
     image
-        .load(memory, role, &[])
+        .load(memory, role, &config.cmdline)
         .map_err(image_error(role.name(), &path))?;
     // Modules lie above the image and above the hole at 640 KiB.
     let floor = image.end().max(layout::HIGH_START);
@@ -219,6 +215,9 @@ fn load(
     let initrd = config.initrd.as_deref().map(|path| (INITRD_MODULE, path));
     for (role, path) in kernel.into_iter().chain(initrd) {
         let (mut file, bytes) = files.open(path).map_err(image_error(role, path))?;
+        if role == INITRD_MODULE {
+            room.1 = room.1.min(image.initrd_max().saturating_add(1));
+        }
         let module = pvh::load_module(memory, &mut file, bytes, role, room)?;
         room.1 = module.start;
         modules.push(module);
@@ -254,9 +253,10 @@ fn load(
     modules.push(described.module());
     let rsdp = described.acpi.rsdp.address;
     pvh::write(memory, &config.cmdline, &modules, rsdp)?;
-    let Image { entry, bytes, .. } = image;
-    let gates = std::mem::take(&mut image.gates);
-    let mut names = std::mem::take(&mut image.names);
+    image.hand_over(entry, memory, &config.cmdline, initrd, rsdp)?;
+    let bytes = image.bytes();
+    let gates = image.take_gates();
+    let mut names = image.take_names();
     if role == Role::Firmware
         && let Ok(kernel) = Image::open(&config.kernel, files)
     {
@@ -291,6 +291,28 @@ fn console_file(target: ConsoleTarget) -> io::Result<File> {
     Ok(fd.into())
 }
 
+/// Software KVM runs small guests: in Linux it hangs, which is no way to say so.
+fn refuse_linux(
+    image: &Kernel,
+    kind: KvmKind,
+    config: &Config,
+    held: &mut Held,
+) -> Result<(), Error> {
+    if kind != KvmKind::Software {
+        return Ok(());
+    }
+    let behind = config.firmware.as_ref();
+    let behind = behind.and_then(|_| Kernel::open(&config.kernel, &mut held.files).ok());
+    if !image.is_linux() && !behind.is_some_and(|kernel| kernel.is_linux()) {
+        return Ok(());
+    }
+    Err(Error::NoKvm(format!(
+        "kernel {} is Linux, which does not run on this machine's software KVM (kvm_pvm): boot it in \
+         a lab, `cargo xtask run --on amd-lab …`, or where there is kvm_intel or kvm_amd",
+        config.kernel.display()
+    )))
+}
+
 /// Builds the VM, as it is after this many resets.
 pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error> {
     tracing::debug!(resets, "building a machine");
@@ -299,12 +321,13 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         Some(firmware) => ("firmware", firmware.as_path()),
         None => ("kernel", config.kernel.as_path()),
     };
-    let image = Image::open(path, &mut held.files).map_err(image_error(role, path))?;
+    let image = Kernel::open(path, &mut held.files).map_err(image_error(role, path))?;
     if let Some(total) = memory::host_total() {
         config.memory.within(total)?;
     }
 
     let kind = host::kvm_kind();
+    refuse_linux(&image, kind, config, held)?;
     let kvm = held.kvm(open_kvm)?;
     let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
     if config.cpus.get() > most {
@@ -356,7 +379,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
     let mut tsc_khz = 0;
     if let Some((boot_vcpu, _)) = fds.first() {
-        set_entry(boot_vcpu, boot.entry)?;
+        boot.entry.set(boot_vcpu)?;
         tsc_khz = boot_vcpu.get_tsc_khz().unwrap_or(0).into();
     }
 

@@ -114,6 +114,7 @@ mod tests {
 
     fn config() -> Config {
         Config {
+            boot: crate::boot::Protocol::Auto,
             firmware: None,
             kernel: "kernel".into(),
             initrd: None,

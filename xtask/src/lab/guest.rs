@@ -1,0 +1,69 @@
+//! Linux guests: Debian's kernels, which the labs run on too, and a small initramfs of busybox.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::cpio::Archive;
+use super::packages::{Packages, Wanted};
+use super::{BUSYBOX, Version};
+
+/// A Linux that can be booted as a guest.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    /// Its release: `6.12.95+deb12-cloud-amd64`.
+    pub(crate) release: String,
+    /// Its bzImage, as shipped.
+    pub(crate) kernel: PathBuf,
+    /// An initramfs whose `/init` is [`INIT`].
+    pub(crate) initrd: PathBuf,
+}
+
+/// What runs in user space: it says that it is there, then takes a milestone of its own
+/// (`exit_abi::port::MILESTONE` = 3584, number 0x100 in two writes would be two milestones: 101), and
+/// powers off.
+const INIT: &str = "\
+#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs dev /dev
+echo \"exitvisor-guest: user space\"
+printf e | /bin/busybox dd of=/dev/port bs=1 seek=3584 count=1 2>/dev/null
+exec /bin/busybox poweroff -f
+";
+
+/// The guest of this version; fetched and made first if it is not there yet.
+pub(super) fn guest(packages: &Packages, version: Version) -> anyhow::Result<Guest> {
+    let kernel = version.kernel(packages)?;
+    Ok(Guest {
+        release: kernel.release,
+        kernel: kernel.image,
+        initrd: initramfs(packages, "initramfs", INIT)?,
+    })
+}
+
+/// Writes an initramfs with busybox and this `/init`.
+fn initramfs(packages: &Packages, name: &str, init: &str) -> anyhow::Result<PathBuf> {
+    const TREE: &Wanted = &BUSYBOX;
+    let busybox = packages.tree(TREE)?.path("bin/busybox");
+    let bytes = fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
+    let mut archive = Archive::default();
+    for folder in ["/proc", "/sys", "/dev", "/tmp"] {
+        archive.folder(Path::new(folder));
+    }
+    archive.device(Path::new("/dev/console"), 0o600, (5, 1));
+    archive.file(Path::new("/bin/busybox"), 0o755, bytes);
+    archive.link(Path::new("/bin/sh"), "busybox".as_ref());
+    archive.file(Path::new("/init"), 0o755, init.as_bytes().to_vec());
+    let folder = packages.folder.join("guest");
+    let path = folder.join(format!("{name}.cpio"));
+    let mut content = Vec::new();
+    let written = archive.write(&mut content).and_then(|()| {
+        fs::create_dir_all(&folder)?;
+        // Others may be reading it: it is there as a whole or not at all.
+        let partial = folder.join(format!("{name}.{}", std::process::id()));
+        fs::write(&partial, &content)?;
+        fs::rename(&partial, &path)
+    });
+    written.with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
