@@ -2,7 +2,7 @@
 
 use exit_abi::leaf::Layout;
 use guest_kernel::arch::gate;
-use guest_kernel::exit_log::discovery;
+use guest_kernel::exit_log::discovery::{self, Found};
 use guest_kernel::own::OwnSection;
 use guest_kernel::serial::println;
 
@@ -11,7 +11,7 @@ use guest_kernel::serial::println;
 pub fn print(described: Option<Layout>) {
     let _own = OwnSection::open();
     match discovery::discover(gate::cpuid, described) {
-        Ok(layout) => {
+        Ok(Found { layout, .. }) => {
             let exits = gate::gate_cpuid(layout.total_exits, 0).exits();
             let cycles = gate::gate_cpuid(layout.total_cycles, 0).cycles();
             println(format_args!(

@@ -3,6 +3,7 @@
 
 use core::fmt;
 
+use crate::leaves::{self, Leaf, Leaves};
 use crate::workload::{self, Item, Workloads};
 
 /// When the exit log is printed.
@@ -15,6 +16,20 @@ pub enum LogMode {
     Each,
     /// Never, and nothing is asked.
     Off,
+}
+
+/// Where the exit log has its figures from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exits {
+    /// From the exit page where there is one, else by the leaves.
+    #[default]
+    Auto,
+    /// From the exit page.
+    Page,
+    /// By the leaves, at the gate.
+    Leaves,
+    /// From the page, compared with the leaves, and with what the leaves cost.
+    Both,
 }
 
 /// How the kernel crashes when it is asked to.
@@ -41,12 +56,16 @@ pub const QUERIES_MAX: u32 = 32;
 pub struct Options {
     /// `log=`
     pub log: LogMode,
+    /// `exits=`
+    pub exits: Exits,
     /// `queries=`
     pub queries: u32,
     /// `workload=`
     pub workloads: Workloads,
     /// `hypercall`
     pub hypercall: bool,
+    /// `leaves=`
+    pub leaves: Leaves,
     /// `gate=port`
     pub gate_by_port: bool,
     /// `exit=`
@@ -55,6 +74,8 @@ pub struct Options {
     pub crash: Option<Crash>,
     /// `devices`
     pub devices: bool,
+    /// `caps`
+    pub caps: bool,
     /// `cpus=`: instead of those that the device tree names; 0 where it is not given.
     pub cpus: u32,
     /// `reboot=`
@@ -118,6 +139,15 @@ pub fn parse(cmdline: &str) -> Result<Options, Error<'_>> {
                     _ => return Err(wrong("log=final, log=each or log=off")),
                 }
             }
+            "exits" => {
+                options.exits = match value_or_empty {
+                    "auto" => Exits::Auto,
+                    "page" => Exits::Page,
+                    "leaves" => Exits::Leaves,
+                    "both" => Exits::Both,
+                    _ => return Err(wrong("exits=auto, exits=page, exits=leaves or exits=both")),
+                }
+            }
             "queries" => {
                 options.queries = number(value_or_empty, QUERIES_MAX.into())
                     .ok_or(wrong("a number of queries up to 32"))?
@@ -125,6 +155,7 @@ pub fn parse(cmdline: &str) -> Result<Options, Error<'_>> {
             }
             "workload" => workloads(value_or_empty, &mut options.workloads)?,
             "hypercall" if value.is_none() => options.hypercall = true,
+            "leaves" => questions(value_or_empty, &mut options.leaves)?,
             "gate" => {
                 options.gate_by_port = match value_or_empty {
                     "note" => false,
@@ -137,6 +168,7 @@ pub fn parse(cmdline: &str) -> Result<Options, Error<'_>> {
                     .ok_or(wrong("an exit status up to 63"))? as u32;
             }
             "devices" if value.is_none() => options.devices = true,
+            "caps" if value.is_none() => options.caps = true,
             "poweroff" if value.is_none() => options.power_off = true,
             "cpus" => {
                 options.cpus = number(value_or_empty, CPUS_MAX)
@@ -184,6 +216,40 @@ fn workloads<'a>(list: &'a str, into: &mut Workloads) -> Result<(), Error<'a>> {
     Ok(())
 }
 
+/// Reads `leaf:ecx,leaf:first-last…`.
+fn questions<'a>(list: &'a str, into: &mut Leaves) -> Result<(), Error<'a>> {
+    for part in list.split(',') {
+        let wrong = |expected| Error {
+            word: part,
+            expected,
+        };
+        let (leaf, range) = part.split_once(':').unwrap_or((part, "0"));
+        let leaf = Leaf::named(leaf)
+            .or_else(|| register(leaf).map(Leaf::Number))
+            .ok_or(wrong("a leaf, as exits-of:0-85 or 0x4FFFFFFF"))?;
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = register(first)
+            .zip(register(last))
+            .filter(|(first, last)| {
+                last.checked_sub(*first)
+                    .is_some_and(|n| n < leaves::RANGE_MAX)
+            })
+            .ok_or(wrong("ECX, or a range of at most 256"))?;
+        into.push(leaves::Item { leaf, first, last })
+            .ok_or(wrong("at most 16 leaves"))?;
+    }
+    Ok(())
+}
+
+/// What fits in a register: decimal, or hexadecimal behind 0x.
+fn register(text: &str) -> Option<u32> {
+    let Some(digits) = text.strip_prefix("0x") else {
+        return number(text, u32::MAX.into())?.try_into().ok();
+    };
+    let is_hex = (1..=8).contains(&digits.len()) && digits.bytes().all(|d| d.is_ascii_hexdigit());
+    is_hex.then(|| u32::from_str_radix(digits, 16).ok())?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,8 +267,9 @@ mod tests {
     #[test]
     fn all_words() {
         let options = parse(
-            "log=each queries=5 workload=cpuid:1000,pio:500 workload=mmio:10000000,hlt:1 \
-             hypercall gate=port exit=63 crash=stack devices cpus=254 reboot=3 poweroff",
+            "log=each exits=both queries=5 workload=cpuid:1000,pio:500 workload=mmio:10000000,hlt:1 \
+             hypercall gate=port exit=63 crash=stack devices caps cpus=254 reboot=3 poweroff \
+             leaves=exits-of:0x0-255,0x4FFFFFFF leaves=4294967295:0xFFFFFFFF",
         )
         .unwrap();
         let items: Vec<_> = options
@@ -223,9 +290,20 @@ mod tests {
             (options.log, options.queries, options.exit, options.crash),
             (LogMode::Each, 5, 63, Some(Crash::Stack))
         );
+        assert_eq!(options.exits, Exits::Both);
         assert!(options.hypercall && options.gate_by_port);
-        assert!(options.devices && options.power_off);
+        assert!(options.devices && options.caps && options.power_off);
         assert_eq!((options.cpus, options.reboot), (254, 3));
+        let questions = options.leaves.as_slice().iter();
+        let questions: Vec<_> = questions.map(|q| (q.leaf, q.first, q.last)).collect();
+        assert_eq!(
+            questions,
+            [
+                (Leaf::ExitsOf, 0, 255),
+                (Leaf::Number(0x4FFF_FFFF), 0, 0),
+                (Leaf::Number(u32::MAX), u32::MAX, u32::MAX)
+            ]
+        );
     }
 
     #[test]
@@ -233,10 +311,22 @@ mod tests {
         for (line, word) in [
             ("log=never", "log=never"),
             ("log", "log"),
+            ("exits=all", "exits=all"),
+            ("exits", "exits"),
             ("queries=33", "queries=33"),
             ("queries=-1", "queries=-1"),
             ("queries=", "queries="),
             ("exit=64", "exit=64"),
+            ("leaves", ""),
+            ("leaves=exits", "exits"),
+            ("leaves=0x", "0x"),
+            ("leaves=0x123456789", "0x123456789"),
+            ("leaves=0x+1", "0x+1"),
+            ("leaves=1:2:3", "1:2:3"),
+            ("leaves=1:-2", "1:-2"),
+            ("leaves=exits-of:2-1", "exits-of:2-1"),
+            ("leaves=exits-of:0-256", "exits-of:0-256"),
+            ("leaves=0,exits-of:4294967296", "exits-of:4294967296"),
             ("exit=18446744073709551616", "exit=18446744073709551616"),
             ("gate=both", "gate=both"),
             ("crash=now", "crash=now"),
@@ -258,6 +348,8 @@ mod tests {
         ] {
             assert_eq!(parse(line).unwrap_err().word, word, "{line}");
         }
+        let many = format!("leaves={}", ["1"; 17].join(","));
+        assert_eq!(parse(&many).unwrap_err().expected, "at most 16 leaves");
         let many = format!("workload={}", ["pio:1"; 17].join(","));
         assert_eq!(parse(&many).unwrap_err().expected, "at most 16 workloads");
         let text = parse("exit=64").unwrap_err().to_string();

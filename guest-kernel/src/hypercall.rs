@@ -1,4 +1,4 @@
-//! Calling Exitvisor by VMCALL, and checking what it answers.
+//! Calling Exitvisor by VMCALL (VMMCALL on AMD), and checking what it answers.
 //!
 //! The site is registered by the gate port when it is needed and withdrawn afterwards: a note
 //! would take one of four debug registers from every boot, for one call.
@@ -6,7 +6,7 @@
 use exit_abi::gate::{Command, Outcome};
 use exit_abi::hypercall::{ANSWER, UNKNOWN, WHO_ARE_YOU};
 
-use crate::arch::gate;
+use crate::arch::gate::{self, Hypercall};
 use crate::gates;
 use crate::own::OwnSection;
 use crate::serial::println;
@@ -24,7 +24,8 @@ pub enum Called {
 
 /// Makes the one call that is defined and one that is not, and prints the answers.
 pub fn call() -> Called {
-    let site = gate::hypercall_site();
+    let instruction = Hypercall::native();
+    let site = gate::hypercall_site(instruction);
     let registered = gates::command(Command::RegisterHypercall, site);
     if registered != Some(Outcome::Done) {
         let _own = OwnSection::open();
@@ -33,8 +34,8 @@ pub fn call() -> Called {
         ));
         return Called::Refused;
     }
-    let name = gate::gate_hypercall(WHO_ARE_YOU);
-    let unknown = gate::gate_hypercall(WHO_ARE_YOU + 1);
+    let name = gate::gate_hypercall(instruction, WHO_ARE_YOU);
+    let unknown = gate::gate_hypercall(instruction, WHO_ARE_YOU + 1);
     let withdrawn = gates::command(Command::Withdraw, site);
     let _own = OwnSection::open();
     let bytes = name.to_le_bytes();

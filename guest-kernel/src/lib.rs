@@ -9,6 +9,7 @@
 pub use exit_abi as abi;
 
 pub mod arch;
+pub mod caps;
 pub mod cmdline;
 mod entry;
 pub mod exit;
@@ -16,6 +17,7 @@ pub mod exit_log;
 pub mod gates;
 pub mod heap;
 pub mod hypercall;
+pub mod leaves;
 pub mod line;
 pub mod list;
 pub mod machine;

@@ -23,6 +23,9 @@ pub fn devices(machine: &Machine, mut emit: impl FnMut(&mut Line)) {
     page(&mut line, "devices: local APIC ", machine.local_apic);
     page(&mut line, ", IOAPIC ", machine.io_apic);
     page(&mut line, ", scratch page ", machine.scratch_page);
+    if let Some((start, _)) = machine.exit_page {
+        page(&mut line, ", exit page ", start);
+    }
     emit(&mut line);
     let ports = &machine.ports;
     line = Line::new();
@@ -88,11 +91,13 @@ mod tests {
         machine.described = true;
         machine.ram.push((0, 64 << 20)).unwrap();
         machine.cpus.push(0).unwrap();
+        machine.exit_page = Some((0xD100_0000, 0x5000));
         assert_eq!(
             lines(&machine),
             [
                 "devices: RAM 64 MiB in 1 ranges, 1 CPUs, timer 1000000000 Hz",
-                "devices: local APIC 0xFEE00000, IOAPIC 0xFEC00000, scratch page 0xD0000000",
+                "devices: local APIC 0xFEE00000, IOAPIC 0xFEC00000, scratch page 0xD0000000, \
+                 exit page 0xD1000000",
                 "devices: serial port 0x03F8, milestones 0x0E00, exit 0x0E08, scratch 0x0E1C, \
                  gates 0x0E10 0x0E14 0x0E18 (4 slots)",
                 "devices: power-off 0x0E20 = 52, reset 0x0E22 = 165, resets so far unknown",

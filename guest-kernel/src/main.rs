@@ -6,6 +6,7 @@ use exit_abi::gate::{Command, Outcome};
 use exit_abi::milestone;
 use guest_kernel::arch::physical::{self, BootMemory};
 use guest_kernel::arch::{cpu, crash, fault, gate, lapic, paging, traps};
+use guest_kernel::caps::Cpu;
 use guest_kernel::cmdline::{self, Crash, Options};
 use guest_kernel::exit_log::ExitLog;
 use guest_kernel::hypercall::{self, Called};
@@ -48,9 +49,10 @@ fn boot(start_info: u32) -> Result<u32, u32> {
     if options.gate_by_port {
         register_gate_by_port()?;
     }
-    let mut log = ExitLog::open(options.log, machine.layout);
+    let mut log = ExitLog::open(options.log, options.exits, machine);
     log.milestone(milestone::KERNEL_ENTRY);
     paging::install();
+    log.remapped();
     log.milestone(milestone::PAGING);
     begin_heap(&told.memory)?;
     log.milestone(milestone::MEMORY);
@@ -59,12 +61,20 @@ fn boot(start_info: u32) -> Result<u32, u32> {
     log.milestone(milestone::EXCEPTIONS);
     take_interrupts();
     log.milestone(milestone::INTERRUPTS);
-    let roll = smp::start_all(machine, log.layout_if_on());
+    let roll = smp::start_all(machine, log.asks());
     log.milestone(milestone::SMP);
     let mut outcome = all_present(&roll).and(Ok(options.exit));
     if options.devices {
         let _own = OwnSection::open();
         list::devices(machine, serial::send_line);
+    }
+    if options.caps {
+        let _own = OwnSection::open();
+        let cpu = Cpu {
+            cpuid: |leaf| gate::cpuid(leaf, 0),
+            read_msr: fault::read_msr,
+        };
+        cpu.lines(serial::send_line);
     }
     log.milestone(milestone::DEVICES);
     match options.crash {
@@ -73,7 +83,7 @@ fn boot(start_info: u32) -> Result<u32, u32> {
         Some(Crash::Stack) => crash::stack_overflow(),
         None => {}
     }
-    if options.hypercall && log.layout().is_some() {
+    if options.hypercall && log.gate().is_some() {
         outcome = match hypercall::call() {
             Called::Well => outcome,
             Called::Wrong => Err(status::WRONG_HYPERCALL),
@@ -81,16 +91,22 @@ fn boot(start_info: u32) -> Result<u32, u32> {
         };
     }
     if !options.workloads.is_empty() {
-        outcome = work(options, &log, &mut told.memory).and(outcome);
+        outcome = work(options, &mut log, &mut told.memory).and(outcome);
         log.milestone(milestone::WORKLOAD);
     }
     log.milestone(milestone::DONE);
     log.repeat(options.queries);
-    if log.layout_if_on().is_some() {
+    if !options.leaves.as_slice().is_empty() {
+        let _own = OwnSection::open();
+        let leaves = &options.leaves;
+        leaves.ask(log.gate(), gate::gate_cpuid, serial::send_line);
+    }
+    if log.asks().is_some() {
         let _own = OwnSection::open();
         roll.lines(serial::send_line);
     }
-    log.finish();
+    let logged = log.finish();
+    let outcome = outcome.and_then(|status| logged.and(Ok(status)));
     if outcome.is_ok() {
         switch(options, machine)?;
     }
@@ -285,11 +301,14 @@ fn wait_for_ticks(ticks: u64) {
 }
 
 /// Runs the workloads. An error is the exit status.
-fn work(options: &Options, log: &ExitLog, memory: &mut Division) -> Result<(), u32> {
+fn work(options: &Options, log: &mut ExitLog, memory: &mut Division) -> Result<(), u32> {
     let mut outcome = Ok(());
+    let layout = log.gate();
+    // A page that lags is no judge of a count.
+    let page = log.page().filter(|page| page.is_complete());
     for item in options.workloads.iter() {
         let mut line = Line::new();
-        match workload::run::run(item, log.layout(), memory, &mut line) {
+        match workload::run::run(item, layout, page, memory, &mut line) {
             Ended::Well => {}
             Ended::Failed => outcome = Err(status::WORKLOAD_FAILED),
             Ended::Refused => outcome = outcome.and(Err(status::WORKLOAD_REFUSED)),

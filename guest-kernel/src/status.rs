@@ -20,3 +20,7 @@ pub const WORKLOAD_REFUSED: u32 = 9;
 pub const POWER_FAILED: u32 = 10;
 /// Answers at the gates of several CPUs contradict each other.
 pub const WRONG_ANSWERS: u32 = 11;
+/// The exit page and the leaves contradict each other.
+pub const SOURCES_DISAGREE: u32 = 12;
+/// `exits=` names a source that is not there.
+pub const NO_SOURCE: u32 = 13;

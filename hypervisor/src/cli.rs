@@ -11,6 +11,7 @@ use crate::config::{
     self, Config, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset, TimeLimit,
 };
 use crate::error::Error;
+use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
 use crate::platform::dump::Dump;
 use crate::profile::limit::Limits;
@@ -39,8 +40,12 @@ pub enum Command {
     Report(ReportArgs),
     /// Show what grew and what shrank between two profiles
     Compare(CompareArgs),
+    /// Show what shadow paging costs a boot, beside nested paging
+    Paging(PagingArgs),
     /// Show where everything lies in a guest's memory
     Layout(LayoutArgs),
+    /// Show what this host's KVM can intercept and control
+    Caps(CapsArgs),
 }
 
 /// Options of `run`.
@@ -135,6 +140,32 @@ pub struct CompareArgs {
     pub output: Option<PathBuf>,
 }
 
+/// Options of `paging`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each profile is checked first: one that claims shadow paging and shows nested page faults, or the
+other way round, is void (status 65). Then profiles are paired that differ in nothing but paging;
+several pairs are a sweep, and may differ in the N of workload=ptes:N.
+
+Examples:
+  exitvisor paging nested.json shadow.json
+  exitvisor paging *.json --format csv --output sweep.csv
+  exitvisor paging --check shadow.json")]
+pub struct PagingArgs {
+    /// Saved profiles of both kinds, JSON, in any order [- is standard input]
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Only check that each profile is of the paging that it claims
+    #[arg(long, conflicts_with_all = ["format", "output"])]
+    pub check: bool,
+    /// Format of the report
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+    /// Write the report to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
 /// Options of `layout`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -153,6 +184,25 @@ pub struct LayoutArgs {
     #[arg(long, value_enum, default_value = "text")]
     pub format: LayoutFormat,
     /// Write the table to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Options of `caps`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+guest: what KVM offers to a guest. CPU: this CPU's own; its VMX needs root and the module msr. What
+cannot be seen is named, with what to do, and is no failure.
+
+Examples:
+  exitvisor caps
+  sudo modprobe msr; sudo exitvisor caps
+  exitvisor caps --format json --output caps.json")]
+pub struct CapsArgs {
+    /// Format of the survey
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: CapsFormat,
+    /// Write the survey to this file [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -216,6 +266,19 @@ pub struct VmArgs {
     /// Where tracefs is mounted, which the kernel-side ledger reads [default: a usual place]
     #[arg(long, value_name = "DIR")]
     pub tracefs: Option<PathBuf>,
+    /// How hypercalls arrive: auto, xen (KVM passes every VMCALL on, where it can) or gate (a
+    /// breakpoint on a registered instruction)
+    #[arg(
+        long,
+        value_name = "WAY",
+        default_value = "auto",
+        allow_hyphen_values = true
+    )]
+    pub hypercall: Wish,
+    /// Whether the guest is shown its live counters as read-only memory, where this KVM can
+    #[arg(long, value_enum, value_name = "on|off", default_value = "on")]
+    #[arg(hide_possible_values = true)]
+    pub exit_page: Switch,
     /// Print a line on standard error for each query of the guest's
     #[arg(long)]
     pub log_queries: bool,
@@ -239,6 +302,15 @@ pub enum ResetMode {
     Continue,
 }
 
+/// Whether something is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
 /// Format of a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -253,6 +325,15 @@ pub enum Format {
 /// Format of the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LayoutFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Format of the survey.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CapsFormat {
     /// For people.
     Text,
     /// For programs.
@@ -307,6 +388,8 @@ impl VmArgs {
                 level: self.ledger.0,
                 tracefs: self.tracefs,
             },
+            hypercall: self.hypercall,
+            exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,
             console,
             dump: Dump {
@@ -376,6 +459,7 @@ mod tests {
             (&["--cpus", "1000"], "from 1 to 254"),
             (&["--leaves", "odd"], "classic, reversed"),
             (&["--sdm", "1999"], "current or 2020"),
+            (&["--hypercall", "kvm"], "auto, xen or gate"),
             (&["--timeout", "soon"], "for example 30s"),
             (&["--format", "xml"], "possible values: text, json, csv"),
             (&["--nonsense"], "--nonsense"),

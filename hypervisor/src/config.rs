@@ -9,6 +9,7 @@ use exit_abi::reason::Edition;
 use thiserror::Error;
 
 use crate::boot::Protocol;
+use crate::exits::hypercall::Wish;
 use crate::exits::source::kernel::Level;
 use crate::exits::source::open::KernelWish;
 use crate::layout;
@@ -58,6 +59,9 @@ pub enum ConfigError {
     /// Not a level.
     #[error("`{0}` is not a level of the kernel ledger: write counts, cycles, histogram or off")]
     Ledger(String),
+    /// Not a way for hypercalls.
+    #[error("`{0}` is not a way for hypercalls to arrive: write auto, xen or gate")]
+    Hypercall(String),
     /// Command line too long.
     #[error("the command line has {0} bytes: at most {max} fit", max = layout::CMDLINE_SIZE - 1)]
     CmdlineTooLong(usize),
@@ -309,6 +313,10 @@ pub struct Config {
     pub edition: Edition,
     /// What is wanted of the kernel-side ledger.
     pub kernel_ledger: KernelWish,
+    /// How hypercalls are to arrive.
+    pub hypercall: Wish,
+    /// Show the guest its exit page, where that is possible.
+    pub exit_page: bool,
     /// Print a host line per query.
     pub log_queries: bool,
     /// Where the guest's console goes.

@@ -11,6 +11,7 @@ use crate::config::ConfigError;
 use crate::memory::MemoryError;
 use crate::platform::PlatformError;
 use crate::profile::load::LoadError;
+use crate::profile::paging::Refused;
 use crate::profile::save::SaveError;
 use crate::status;
 
@@ -67,6 +68,9 @@ pub enum Error {
     /// A profile that cannot be read.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Profiles that say nothing of nested and shadow paging.
+    #[error(transparent)]
+    Paging(#[from] Refused),
     /// Output that cannot be written.
     #[error(transparent)]
     Save(#[from] SaveError),
@@ -83,6 +87,7 @@ impl Error {
             Self::Kvm { .. } | Self::Memory(_) | Self::Host { .. } => status::HOST,
             Self::Linux(LinuxError::Random(_)) => status::HOST,
             Self::Pvh(_) | Self::Linux(_) | Self::Platform(_) => status::INTERNAL,
+            Self::Paging(_) => status::DATA,
             Self::Load(error) => error.status(),
             Self::Save(error) => error.status(),
         }

@@ -17,6 +17,7 @@
 //!             │ (from the top)            │
 //! 0xC000_0000 ├───────────────────────────┤ hole: devices
 //! 0xD000_0000 │   scratch page            │ unassigned for good: for MMIO workloads
+//! 0xD100_0000 │   exit page               │ read-only: the guest's live counters
 //! 0xFEC0_0000 │   IOAPIC                  │
 //! 0xFEE0_0000 │   local APICs             │
 //! 0xFFFB_C000 │   KVM's identity map, TSS │
@@ -81,6 +82,11 @@ pub const HOLE_START: u64 = 0xC000_0000;
 pub const HOLE_END: u64 = 0x1_0000_0000;
 /// A page that no device will ever have: reads as zeros, writes vanish, each access exits.
 pub const SCRATCH_PAGE: u64 = exit_abi::SCRATCH_PAGE;
+/// The exit page, head and records: in the hole, where no RAM is, whatever the guest has of it; at a
+/// multiple of 2 MiB, so that a guest can map it by large pages.
+pub const EXIT_PAGE: u64 = exit_abi::page::ADDRESS;
+/// End of the room for it: 254 vCPUs' records and the head take 4 MiB less 28 KiB.
+pub const EXIT_PAGE_END: u64 = 0xD140_0000;
 /// KVM's IOAPIC, where every PC has it (`IOAPIC_DEFAULT_BASE_ADDRESS`).
 pub const IO_APIC: u64 = 0xFEC0_0000;
 /// The local APICs after reset (SDM vol. 3A, 12.4.1).
@@ -238,6 +244,12 @@ pub fn ranges(memory: u64) -> Vec<Range> {
             SCRATCH_PAGE,
             "no device ever: for MMIO workloads",
         ),
+        range(
+            "exit page",
+            EXIT_PAGE,
+            EXIT_PAGE_END,
+            "live counters, read-only; as long as its node says",
+        ),
         page("IOAPIC", IO_APIC, "KVM's"),
         page("local APICs", LOCAL_APIC, "KVM's, each vCPU its own"),
         page(
@@ -276,6 +288,7 @@ mod tests {
             };
             let value = match value.trim_end_matches(';') {
                 "exit_abi::SCRATCH_PAGE" => SCRATCH_PAGE,
+                "exit_abi::page::ADDRESS" => EXIT_PAGE,
                 number => {
                     let digits = number.trim_start_matches("0x").replace('_', "");
                     u64::from_str_radix(&digits, 16).unwrap()

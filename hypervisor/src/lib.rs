@@ -21,6 +21,7 @@ pub mod profile;
 pub mod report;
 pub mod run;
 pub mod status;
+pub mod survey;
 pub mod terminal;
 pub mod vcpu;
 pub mod vm;

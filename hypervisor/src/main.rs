@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use exitvisor::cli::{self, Command, CompareArgs, CompareFormat, Format, LayoutArgs};
-use exitvisor::cli::{LayoutFormat, ReportArgs, Stop};
+use exitvisor::cli::{self, CapsArgs, CapsFormat, Command, CompareArgs, CompareFormat, Format};
+use exitvisor::cli::{LayoutArgs, LayoutFormat, PagingArgs, ReportArgs, Stop};
 use exitvisor::config::{Config, Console, TimeLimit};
 use exitvisor::error::Error;
 use exitvisor::profile::compare::Comparison;
 use exitvisor::profile::deputy::Place;
 use exitvisor::profile::limit::Limits;
+use exitvisor::profile::paging::{Pairing, Refused};
 use exitvisor::profile::{Profile, load, save};
+use exitvisor::survey::Survey;
 use exitvisor::{layout, report, run, status};
 
 /// How long `profile` waits for a guest when nothing else is said.
@@ -84,7 +86,9 @@ fn command(command: Command) -> Result<u8, Error> {
         }
         Command::Report(args) => show(&args),
         Command::Compare(args) => compare(args),
+        Command::Paging(args) => paging(&args),
         Command::Layout(args) => show_layout(&args),
+        Command::Caps(args) => show_caps(&args),
     }
 }
 
@@ -191,11 +195,46 @@ fn compare(args: CompareArgs) -> Result<u8, Error> {
     Ok(if grown { status::GROWTH } else { 0 })
 }
 
+fn paging(args: &PagingArgs) -> Result<u8, Error> {
+    let mut profiles = Vec::new();
+    for file in &args.files {
+        profiles.push((file.display().to_string(), load::load(file)?));
+    }
+    if !args.check {
+        let pairing = Pairing::of(&profiles)?;
+        let text = match args.format {
+            Format::Text => report::paging::text(&pairing),
+            Format::Json => report::paging::json(&pairing),
+            Format::Csv => report::paging::csv(&pairing),
+        };
+        return write_out(args.output.as_deref(), &text);
+    }
+    let mut text = String::new();
+    for (name, profile) in profiles {
+        let checked = profile.checked_paging();
+        let paging = checked.map_err(|why| Refused::Void {
+            name: name.clone(),
+            why,
+        })?;
+        text += &format!("{}: {} paging\n", report::clean(&name), paging.name());
+    }
+    write_out(None, &text)
+}
+
 fn show_layout(args: &LayoutArgs) -> Result<u8, Error> {
     let ranges = layout::ranges(args.memory.bytes());
     let text = match args.format {
         LayoutFormat::Text => report::layout::text(&ranges),
         LayoutFormat::Json => report::layout::json(&ranges),
+    };
+    write_out(args.output.as_deref(), &text)
+}
+
+fn show_caps(args: &CapsArgs) -> Result<u8, Error> {
+    let survey = Survey::take();
+    let text = match args.format {
+        CapsFormat::Text => report::survey::text(&survey),
+        CapsFormat::Json => report::survey::json(&survey),
     };
     write_out(args.output.as_deref(), &text)
 }

@@ -33,9 +33,10 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
     }
     // Everything is open, and no thread has been started yet.
     privileges::drop_all().map_err(host_error("drop its capabilities"))?;
-    let (kvm, tsc_khz) = (vm.kvm, vm.tsc_khz);
+    let (kvm, tsc_khz, hypercalls) = (vm.kvm, vm.tsc_khz, vm.shared.hypercalls);
     let mut sources = mem::take(&mut vm.sources);
     let images = mem::take(&mut vm.images);
+    let exit_page = vm.shared.exit_page.as_ref().map(|page| page.kind());
     let reasons = reasons(config, kvm, &vm.shared.books);
 
     session.limit(config.timeout)?;
@@ -90,6 +91,8 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         host: host::describe(kvm, tsc_khz),
         machine: Machine {
             images: images.into_iter().map(images::hash).collect(),
+            hypercall: Some(hypercalls.name().into()),
+            exit_page: exit_page.map(|kind| kind.name().to_owned()),
             ..machine(config)
         },
         sources,
@@ -145,7 +148,7 @@ fn reasons(config: &Config, kvm: KvmKind, books: &Books) -> Vec<ReasonInfo> {
         .collect()
 }
 
-/// The machine, but for its images.
+/// The machine, as far as the configuration tells.
 fn machine(config: &Config) -> Machine {
     Machine {
         cpus: config.cpus.get(),
@@ -160,6 +163,8 @@ fn machine(config: &Config) -> Machine {
             "PVH"
         }
         .into(),
+        hypercall: None,
         images: Vec::new(),
+        exit_page: None,
     }
 }

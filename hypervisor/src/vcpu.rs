@@ -16,8 +16,9 @@ use exit_abi::gate::{Command, Outcome};
 use exit_abi::port;
 use exit_abi::reason::{Edition, Reason};
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_SHUTDOWN, KVM_GUESTDBG_ENABLE,
-    KVM_GUESTDBG_INJECT_DB, KVM_MP_STATE_HALTED, kvm_debug_exit_arch, kvm_guest_debug, kvm_regs,
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_SHUTDOWN, KVM_EXIT_XEN,
+    KVM_EXIT_XEN_HCALL, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_DB, KVM_MP_STATE_HALTED,
+    kvm_debug_exit_arch, kvm_guest_debug, kvm_regs,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
@@ -28,8 +29,10 @@ use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
 use crate::exits::books::{Asks, Books, Figures, Scratch};
 use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
+use crate::exits::hypercall::{Call, Mechanism};
 use crate::exits::ledger::{Entry, Ledger, Owner};
 use crate::exits::milestone::{Clocks, Milestones, Name};
+use crate::exits::page::{ExitPage, Recorder};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
 use crate::memory::Memory;
@@ -62,6 +65,8 @@ pub struct Shared {
     pub books: Books,
     /// The gate table.
     pub gates: Gates,
+    /// How hypercalls reach the VMM.
+    pub hypercalls: Mechanism,
     /// The snapshots.
     pub milestones: Milestones,
     /// COM1.
@@ -84,6 +89,8 @@ pub struct Shared {
     pub started: OnceLock<Start>,
     /// The kernel-side ledger, if there is one.
     pub kernel: Option<Arc<KernelLedger>>,
+    /// The exit page, if there is one: like guest memory, it outlives the VM.
+    pub exit_page: Option<Arc<ExitPage>>,
     /// The vCPU threads, so that one can kick another.
     pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
 }
@@ -231,6 +238,8 @@ pub struct Vcpu {
     index: usize,
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
+    /// Its record of the exit page, where that is the VMM's to write.
+    page: Recorder,
     ports: Ports,
     scratch: Scratch,
     /// The figures when the open section of the profiler's own began.
@@ -252,6 +261,7 @@ impl Vcpu {
         Self {
             fd,
             index,
+            page: Recorder::new(shared.exit_page.as_ref(), index),
             shared,
             ledger,
             ports: Ports::default(),
@@ -376,7 +386,9 @@ impl Vcpu {
             }
             if let Some((entry, owner, left)) = open.take() {
                 self.mark(entry, owner);
-                self.ledger.time(entry, owner, rdtsc().wrapping_sub(left));
+                let cycles = rdtsc().wrapping_sub(left);
+                self.ledger.time(entry, owner, cycles);
+                self.page.time(entry, owner, cycles);
             }
             let mut verdict = self.enter();
             let left = rdtsc();
@@ -388,6 +400,7 @@ impl Vcpu {
                 verdict.owner = Owner::Own;
             }
             self.ledger.count(verdict.entry, verdict.owner);
+            self.page.count(verdict.entry);
             open = Some((verdict.entry, verdict.owner, left));
             if let Err(error) = self.obey(verdict.action) {
                 return self.finish(Cause::Kvm(format!("KVM refuses a register: {error}")));
@@ -461,8 +474,43 @@ impl Vcpu {
         }
     }
 
+    /// A hypercall that KVM passed on. KVM itself puts the answer into RAX and moves RIP behind the
+    /// instruction (with the trap that is due if the guest steps), at the next KVM_RUN.
+    fn hypercall(&mut self) -> Verdict {
+        // SAFETY: the exit reason is KVM_EXIT_XEN, so that KVM filled in `xen`.
+        let exit = unsafe { &mut self.fd.get_kvm_run().__bindgen_anon_1.xen };
+        let mut owner = Owner::Guest;
+        let mut action = Action::Continue;
+        if exit.type_ == KVM_EXIT_XEN_HCALL {
+            // SAFETY: this type says that `hcall` is what KVM filled in; the union has nothing else,
+            // and any bits are a valid value of it.
+            let hcall = unsafe { &mut exit.u.hcall };
+            let call = Call {
+                rax: hcall.input,
+                cpl: hcall.cpl as u8,
+                in_64_bit_mode: hcall.longmode != 0,
+            };
+            hcall.result = call.answer();
+            if call.is_ours() {
+                owner = Owner::Own;
+            }
+            self.shared.gates.count_hypercall();
+        } else {
+            let what = format!("KVM left the guest by KVM_EXIT_XEN of type {}", exit.type_);
+            action = Action::Finish(Cause::Kvm(what));
+        }
+        Verdict {
+            entry: Entry::Reason(Reason::VMCALL),
+            owner,
+            action,
+        }
+    }
+
     /// Exits that end the run or need nothing.
     fn other_exit(&mut self, number: u32) -> Verdict {
+        if number == KVM_EXIT_XEN {
+            return self.hypercall();
+        }
         let (entry, failed) = match kvm::translate(number) {
             KvmExit::Reason(reason) => (Entry::Reason(reason), false),
             KvmExit::NotAnExit => (Entry::NotAnExit, false),
@@ -601,6 +649,7 @@ impl Vcpu {
         }
         self.ports.own_section = opens;
         self.shared.books.vcpu(self.index, &mut self.scratch);
+        self.page.refresh(&self.scratch.figures);
         if opens {
             self.section_start.clone_from(&self.scratch.figures);
         } else {
@@ -617,7 +666,13 @@ impl Vcpu {
         let clocks = self.shared.clocks();
         let mut asks = Asks::default();
         if !turn.is_full() {
-            self.shared.books.all(&mut self.scratch);
+            let (index, page) = (self.index, &self.page);
+            let own = |vcpu, figures: &Figures| {
+                if vcpu == index {
+                    page.refresh(figures);
+                }
+            };
+            self.shared.books.all_by(&mut self.scratch, own);
             asks = self.shared.books.asks();
         }
         let figures = &self.scratch.figures;
@@ -675,7 +730,12 @@ impl Vcpu {
         if !kind.matches(bytes) {
             return Err(Outcome::NotTheInstruction);
         }
-        let generation = self.shared.gates.register(Gate { address, kind })?;
+        let gate = Gate { address, kind };
+        let shared = &self.shared;
+        if !gate.needs_slot(shared.hypercalls, shared.books.kvm(), bytes) {
+            return shared.gates.register_unarmed(address);
+        }
+        let generation = shared.gates.register(gate)?;
         if self.spread(generation).is_err() {
             if let Ok(generation) = self.shared.gates.withdraw(address) {
                 let _ = self.spread(generation);
@@ -752,7 +812,12 @@ impl Vcpu {
                 GateKind::Hypercall => {
                     let sregs = self.fd.get_sregs()?;
                     let in_64_bit_mode = sregs.efer & EFER_LMA != 0 && sregs.cs.l != 0;
-                    regs.rax = gate::hypercall_answer(regs.rax, sregs.ss.dpl, in_64_bit_mode);
+                    let call = Call {
+                        rax: regs.rax,
+                        cpl: sregs.ss.dpl,
+                        in_64_bit_mode,
+                    };
+                    regs.rax = call.answer();
                     self.shared.gates.count_hypercall();
                     return self.complete(regs, gate.kind.length());
                 }
@@ -770,8 +835,15 @@ impl Vcpu {
             books,
             layout,
             edition,
+            exit_page: self.shared.exit_page.is_some(),
         };
-        let answer = oracle.answer(question, ecx, &mut self.scratch);
+        let (index, page) = (self.index, &self.page);
+        let own = |vcpu, figures: &Figures| {
+            if vcpu == index {
+                page.refresh(figures);
+            }
+        };
+        let answer = oracle.answer(question, ecx, &mut self.scratch, own);
         if let Some(log) = &self.shared.query_log
             && let Some(line) = gate::log_line(question, ecx, answer)
         {

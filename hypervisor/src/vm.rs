@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::boot::elf::{self, Image, Role};
 use crate::boot::files::Files;
 use crate::boot::kernel::Kernel;
+use crate::boot::linux::HandOver;
 use crate::boot::pvh::{self, Module};
 use crate::boot::{Entry, Protocol};
 use crate::config::{Config, Console as ConsoleTarget};
@@ -27,10 +28,12 @@ use crate::devices::control::Control;
 use crate::devices::serial::Com1;
 use crate::error::{Error, host as host_error, kvm as kvm_error};
 use crate::exits::books::Books;
-use crate::exits::gate::Gates;
+use crate::exits::gate::{Gate, Gates};
+use crate::exits::hypercall::{self, Mechanism, Wish};
 use crate::exits::ledger::Ledger;
 use crate::exits::milestone::Milestones;
-use crate::exits::source;
+use crate::exits::page::ExitPage;
+use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
 use crate::memory::{self, Memory};
 use crate::platform::{self, Machine, irqchip};
@@ -71,7 +74,7 @@ pub struct Vm {
 }
 
 /// Opens `/dev/kvm`, or says in one line what is missing and what to do.
-fn open_kvm() -> Result<Kvm, Error> {
+pub(crate) fn open_kvm() -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|e| {
         let advice = match e.errno() {
             libc::ENOENT => {
@@ -118,7 +121,7 @@ fn open_kvm() -> Result<Kvm, Error> {
 }
 
 /// Tells KVM what it needs before there are vCPUs.
-fn prepare(vm: &VmFd, kvm_kind: KvmKind) -> Result<(), Error> {
+fn prepare(vm: &VmFd, kvm_kind: KvmKind, wish: Wish) -> Result<Mechanism, Error> {
     vm.set_identity_map_address(layout::IDENTITY_MAP)
         .map_err(kvm_error("an identity map"))?;
     vm.set_tss_address(layout::TSS as usize)
@@ -138,7 +141,7 @@ fn prepare(vm: &VmFd, kvm_kind: KvmKind) -> Result<(), Error> {
             tracing::debug!(%error, "cannot disable KVM_X86_QUIRK_FIX_HYPERCALL_INSN");
         }
     }
-    Ok(())
+    hypercall::set_up(vm, kvm_kind, wish)
 }
 
 /// Creates a vCPU with its CPUID table.
@@ -147,13 +150,14 @@ fn create_vcpu(
     index: u32,
     supported: &CpuId,
     config: &Config,
+    exit_page: bool,
     deadline: bool,
 ) -> Result<VcpuFd, Error> {
     let fd = vm.create_vcpu(index.into()).map_err(kvm_error("a vCPU"))?;
     let apic_id = u8::try_from(index).unwrap_or(u8::MAX);
-    let table =
-        crate::platform::cpuid::table(supported, apic_id, config.leaves.layout, deadline)
-            .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
+    let layout = config.leaves.layout;
+    let table = platform::cpuid::table(supported, apic_id, layout, exit_page, deadline)
+        .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
     fd.set_cpuid2(&table)
         .map_err(kvm_error("the CPUID table"))?;
     // Set as it is. Not idle: a KVM whose map of APIC identifiers is not up to date drops an INIT
@@ -166,7 +170,8 @@ fn create_vcpu(
 /// What was loaded where.
 struct Boot {
     entry: Entry,
-    gates: Vec<crate::exits::gate::Gate>,
+    /// Each with what stands there.
+    gates: Vec<(Gate, [u8; 3])>,
     names: BTreeMap<u32, String>,
     images: Vec<Loaded>,
 }
@@ -179,6 +184,17 @@ fn image_error(role: &'static str, path: &Path) -> impl FnOnce(elf::ElfError) ->
     }
 }
 
+/// What the guest is told of the machine besides what the configuration says.
+#[derive(Clone, Copy)]
+struct Told {
+    /// Frequency of the local APICs' timer.
+    timer_hz: u32,
+    /// How often the machine has been reset.
+    resets: u32,
+    /// Bytes of the exit page, if there is one.
+    exit_page: Option<u64>,
+}
+
 /// Loads what is booted (the kernel, or a firmware that gets the kernel as its first module),
 /// describes the machine, and writes the hand-over.
 fn load(
@@ -186,8 +202,7 @@ fn load(
     memory: &Memory,
     mut image: Kernel,
     files: &mut Files,
-    timer_hz: u32,
-    resets: u32,
+    told: Told,
 ) -> Result<Boot, Error> {
     let role = match config.firmware {
         Some(_) => Role::Firmware,
@@ -235,11 +250,12 @@ fn load(
         cmdline: &config.cmdline,
         initrd,
         leaves: config.leaves.layout,
-        timer_hz,
-        resets,
+        timer_hz: told.timer_hz,
+        resets: told.resets,
+        exit_page: told.exit_page,
     };
     let described = platform::describe(memory, &machine)?;
-    if resets == 0 {
+    if told.resets == 0 {
         config.dump.write(&described)?;
     }
     if modules.is_empty() {
@@ -252,10 +268,16 @@ fn load(
     }
     modules.push(described.module());
     let rsdp = described.acpi.rsdp.address;
-    pvh::write(memory, &config.cmdline, &modules, rsdp)?;
-    image.hand_over(entry, memory, &config.cmdline, initrd, rsdp)?;
+    pvh::write(memory, &config.cmdline, &modules, rsdp, told.exit_page)?;
+    let hand_over = HandOver {
+        cmdline: &config.cmdline,
+        initrd,
+        rsdp,
+        exit_page: told.exit_page,
+    };
+    image.hand_over(entry, memory, &hand_over)?;
     let bytes = image.bytes();
-    let gates = image.take_gates();
+    let gates = image.take_gates(memory);
     let mut names = image.take_names();
     if role == Role::Firmware
         && let Ok(kernel) = Image::open(&config.kernel, files)
@@ -313,6 +335,44 @@ fn refuse_linux(
     )))
 }
 
+/// Makes the exit page, if it is wanted and possible, and gives it to the VM. Its counters begin at
+/// 0 with this boot.
+fn exit_page(
+    config: &Config,
+    vm: &VmFd,
+    kernel: &KernelSide,
+    resets: u32,
+) -> Result<Option<ExitPage>, Error> {
+    let ledger = kernel
+        .ledger
+        .as_ref()
+        .filter(|ledger| !ledger.is_emulated());
+    let mut is_fresh = true;
+    if let Some(ledger) = ledger.filter(|_| resets > 0)
+        && let Err(error) = ledger.clear()
+    {
+        is_fresh = false;
+        if config.exit_page {
+            tracing::warn!(%error, "no exit page after a reset: the kernel's counters cannot be cleared");
+        }
+    }
+    if !config.exit_page {
+        return Ok(None);
+    }
+    if !ExitPage::is_possible(vm) {
+        tracing::warn!("no exit page: this KVM has no read-only memory (KVM_CAP_READONLY_MEM)");
+        return Ok(None);
+    }
+    let page = match ledger {
+        Some(_) if !is_fresh => return Ok(None),
+        Some(ledger) => ExitPage::of_kernel(ledger.clone()),
+        None => ExitPage::of_vmm(config.cpus.get()),
+    };
+    let page = page.map_err(host_error("make an exit page"))?;
+    page.give_to_kvm(vm)?;
+    Ok(Some(page))
+}
+
 /// Builds the VM, as it is after this many resets.
 pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error> {
     tracing::debug!(resets, "building a machine");
@@ -338,7 +398,9 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
 
     let memory = memory::map(config.memory.bytes())?;
     memory::give_to_kvm(&fd, &memory)?;
-    prepare(&fd, kind)?;
+    let hypercalls = prepare(&fd, kind, config.hypercall)?;
+    let kernel = held.kernel(config, kind).clone();
+    let exit_page = exit_page(config, &fd, &kernel, resets)?;
 
     let control = Arc::new(Control::new().map_err(host_error("make an event descriptor"))?);
     let line = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event descriptor"))?;
@@ -359,20 +421,28 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let timer_hz = irqchip::timer_hz(&kvm);
     let sync_regs = kvm.check_extension_int(Cap::SyncRegs) as u32 & KVM_SYNC_X86_REGS != 0;
 
-    let supported = kvm
+    let mut supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(kvm_error("its supported CPUID table"))?;
+    if hypercalls == Mechanism::Xen {
+        hypercall::hide_features(&mut supported);
+    }
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    let boot = load(config, &memory, image, &mut held.files, timer_hz, resets)?;
+    let told = Told {
+        timer_hz,
+        resets,
+        exit_page: exit_page.as_ref().map(|page| page.size()),
+    };
+    let boot = load(config, &memory, image, &mut held.files, told)?;
 
-    let kernel = held.kernel(config, kind);
+    let has_page = exit_page.is_some();
     let mut fds = Vec::new();
     let mut books = Vec::new();
     let mut sources = Vec::new();
     for index in 0..config.cpus.get() {
-        let vcpu = create_vcpu(&fd, index, &supported, config, deadline)?;
+        let vcpu = create_vcpu(&fd, index, &supported, config, has_page, deadline)?;
         let ledger = Arc::new(Ledger::default());
-        let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, kernel);
+        let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, &kernel, hypercalls);
         books.push(book);
         sources = infos;
         fds.push((vcpu, ledger));
@@ -384,9 +454,13 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
 
     let gates = Gates::new(fds.len());
-    for gate in boot.gates {
+    for (gate, bytes) in boot.gates {
         // The image's check has ruled out what the table refuses.
-        if let Err(outcome) = gates.register(gate) {
+        let registered = match gate.needs_slot(hypercalls, kind, &bytes) {
+            true => gates.register(gate).map(|_| ()),
+            false => gates.register_unarmed(gate.address),
+        };
+        if let Err(outcome) = registered {
             let source = elf::ElfError::Gates(format!("{:#x}: {outcome:?}", gate.address));
             return Err(image_error(role, path)(source));
         }
@@ -394,8 +468,9 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let can_block = fd.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into()) as u32;
     let shared = Arc::new(Shared {
         memory,
-        books: Books::new(books, kind),
+        books: Books::new(books, kind).with_hypercalls(hypercalls),
         gates,
+        hypercalls,
         milestones: Milestones::new(boot.names),
         com1: Mutex::new(com1),
         control,
@@ -404,7 +479,8 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         ignores_rf: AtomicBool::new(kind == KvmKind::Software),
         step_flags: can_block & KVM_GUESTDBG_BLOCKIRQ,
         sync_regs,
-        kernel: kernel.ledger.clone(),
+        kernel: kernel.ledger,
+        exit_page: exit_page.map(Arc::new),
         query_log,
         started: OnceLock::new(),
         threads: Mutex::new(vec![None; fds.len()]),

@@ -1,6 +1,7 @@
 //! The documents say what the code says: tables in `docs/` against the constants and fields they
 //! describe.
 
+use exit_abi::page::{self, head, row};
 use exit_abi::{gate, leaf, milestone, note, port};
 use exitvisor::platform::acpi;
 use exitvisor::{profile, status};
@@ -188,6 +189,40 @@ fn leaves_flags_and_notes() {
     ] {
         assert!(has_row(INTERFACE, &number.to_string(), name), "{name}");
     }
+}
+
+#[test]
+fn the_exit_page() {
+    let documented: Vec<_> = rows(INTERFACE)
+        .into_iter()
+        .filter(|cells| cells[0].parse::<usize>().is_ok())
+        .map(|cells| (cells[0].to_owned(), cells[1].to_owned()))
+        .collect();
+    for (offset, name) in [
+        (head::MAGIC, "MAGIC"),
+        (head::VERSION_AND_KIND, "VERSION_AND_KIND"),
+        (head::VCPUS, "VCPUS"),
+        (head::RECORDS, "RECORDS"),
+        (head::RECORD_STRIDE, "RECORD_STRIDE"),
+        (head::ROWS, "ROWS"),
+        (head::ROW_STRIDE, "ROW_STRIDE"),
+        (head::RATE, "RATE"),
+        (head::FLAGS, "FLAGS"),
+        (page::REASONS, "REASONS"),
+        (row::EXITS, "EXITS"),
+        (row::TIMED, "TIMED"),
+        (row::TIME, "TIME"),
+        (row::OWN_TIMED, "OWN_TIMED"),
+        (row::OWN_TIME, "OWN_TIME"),
+        (row::MIN, "MIN"),
+        (row::MAX, "MAX"),
+    ] {
+        let row = (offset.to_string(), name.to_owned());
+        assert!(documented.contains(&row), "{name}");
+    }
+    assert!(INTERFACE.contains(&format!("`{:#X}`", page::ADDRESS).replace("0X", "0x")));
+    let node = exit_abi::devicetree::EXIT_PAGE;
+    assert!(INTERFACE.contains(&format!("`{node}`")));
 }
 
 #[test]

@@ -129,14 +129,23 @@ fn the_kernel_has_all_its_gates() {
     // Registers until there is no room: four slots, one of which its note has taken.
     profile("gates", &[]).expect_status(0);
     profile("leaves", &[]).expect_status(0);
-    profile("guest-kernel", &["--cmdline", "hypercall gate=port"]).expect_status(0);
+    profile(
+        "guest-kernel",
+        &["--cmdline", "exits=leaves hypercall gate=port"],
+    )
+    .expect_status(0);
 }
 
 #[test]
 fn both_layouts_and_a_log_of_its_own() {
     needs_kvm!("both_layouts_and_a_log_of_its_own");
     for (layout, leaf) in [("classic", "0x4FFFFFFF"), ("reversed", "0x4FFFFFFC")] {
-        let args = ["--leaves", layout, "--cmdline", "firmware-log log=each"];
+        let args = [
+            "--leaves",
+            layout,
+            "--cmdline",
+            "firmware-log log=each exits=leaves",
+        ];
         let run = profile("guest-kernel", &args).expect_status(0);
         let line = |name: &str| {
             let start = format!("[exit-log] {name:<12} CPUID({leaf}), exits= ");
@@ -161,7 +170,7 @@ fn what_the_command_line_asks_for() {
     needs_kvm!("what_the_command_line_asks_for");
     let args = [
         "--cmdline",
-        "workload=cpuid:100,pio:500,mmio:100,hlt:20 queries=3",
+        "workload=cpuid:100,pio:500,mmio:100,hlt:20 queries=3 exits=leaves",
         "--timeout",
         "30s",
     ];

@@ -230,7 +230,7 @@ fn every_cpu_comes_up_and_asks() {
         for cpus in [1, 2, 4_u32] {
             let number = cpus.to_string();
             let args = ["--cpus", &number, "--leaves", layout];
-            let run = kernel(&format!("cpus={cpus} log=each"), &args).expect_status(0);
+            let run = kernel(&format!("cpus={cpus} log=each exits=leaves"), &args).expect_status(0);
             let order: Vec<u32> = (1..cpus).chain([0]).collect();
             assert_eq!(
                 smp(&run.profile()),
@@ -313,8 +313,11 @@ fn a_workload_can_be_large() {
 #[test]
 fn the_exit_log_prints_the_classic_line() {
     needs_kvm!("the_exit_log_prints_the_classic_line");
-    for (layout, leaf) in [("classic", "0x4FFFFFFF"), ("reversed", "0x4FFFFFFC")] {
-        let run = profile("guest-kernel", &["--leaves", layout]).expect_status(0);
+    let layouts = [("classic", "0x4FFFFFFF"), ("reversed", "0x4FFFFFFC")];
+    let words = ["exits=auto", "exits=leaves"];
+    for ((layout, leaf), word) in layouts.iter().flat_map(|&l| words.map(|w| (l, w))) {
+        let args = ["--leaves", layout, "--cmdline", word];
+        let run = profile("guest-kernel", &args).expect_status(0);
         let classic: Vec<&str> = run
             .stderr
             .lines()
@@ -332,7 +335,14 @@ fn the_exit_log_prints_the_classic_line() {
 #[test]
 fn the_log_agrees_with_the_profile() {
     needs_kvm!("the_log_agrees_with_the_profile");
-    let run = profile("guest-kernel", &[]).expect_status(0);
+    for word in ["exits=auto", "exits=leaves"] {
+        let run = profile("guest-kernel", &["--cmdline", word]).expect_status(0);
+        log_agrees(&run);
+    }
+}
+
+#[track_caller]
+fn log_agrees(run: &Run) {
     let profile = run.profile();
     // The log asks right after each milestone: what it reads lies between this snapshot and the
     // next.
@@ -358,13 +368,10 @@ fn the_log_agrees_with_the_profile() {
 #[test]
 fn queries_repeat_with_differences() {
     needs_kvm!("queries_repeat_with_differences");
-    let run = profile("guest-kernel", &["--cmdline", "queries=5"]).expect_status(0);
+    let kernel = |cmdline| kernel(cmdline, &[]).expect_status(0);
+    let run = kernel("exits=leaves queries=5");
     let queries = run.profile().gates.queries;
-    let plain = profile("guest-kernel", &[])
-        .expect_status(0)
-        .profile()
-        .gates
-        .queries;
+    let plain = kernel("exits=leaves").profile().gates.queries;
     assert!(queries >= plain + 5, "{run:#?}");
     assert!(run.stderr.contains("query 5"), "{run:#?}");
 }
@@ -372,18 +379,22 @@ fn queries_repeat_with_differences() {
 #[test]
 fn printing_at_each_milestone_costs_only_own_exits() {
     needs_kvm!("printing_at_each_milestone_costs_only_own_exits");
-    let at_end = profile("guest-kernel", &[]).expect_status(0).profile();
-    let each = profile("guest-kernel", &["--cmdline", "log=each"])
-        .expect_status(0)
-        .profile();
-    let guests = |p: &Profile| exits_at(&p.milestones[p.milestones.len() - 1], 30);
-    assert_eq!(guests(&at_end), guests(&each));
+    let guests = |cmdline| {
+        let profile = kernel(cmdline, &[]).expect_status(0).profile();
+        exits_at(&profile.milestones[profile.milestones.len() - 1], 30)
+    };
+    let at_end = guests("");
+    for cmdline in ["log=each", "exits=leaves", "exits=leaves log=each"] {
+        assert_eq!(guests(cmdline), at_end, "{cmdline}");
+    }
 }
 
 #[test]
 fn the_gate_registered_by_port() {
     needs_kvm!("the_gate_registered_by_port");
-    profile("guest-kernel", &["--cmdline", "gate=port"]).expect_status(0);
+    let cmdline = "gate=port exits=leaves";
+    let run = profile("guest-kernel", &["--cmdline", cmdline]).expect_status(0);
+    assert!(run.profile().gates.queries > 0, "{run:#?}");
 }
 
 #[test]
@@ -447,7 +458,15 @@ fn many_memory_sizes() {
 #[test]
 fn runs_repeat_in_what_does_not_depend_on_time() {
     needs_kvm!("runs_repeat_in_what_does_not_depend_on_time");
-    let cmdline = "workload=pio:50,mmio:20,outs:3,rdmsr:9,touch:9,hlt:5 queries=3 cpus=2";
+    for word in ["exits=auto", "exits=leaves"] {
+        runs_repeat(&format!(
+            "workload=pio:50,mmio:20,outs:3,rdmsr:9,touch:9,hlt:5 queries=3 cpus=2 {word}"
+        ));
+    }
+}
+
+#[track_caller]
+fn runs_repeat(cmdline: &str) {
     // Everything but what time drives: interrupts (1, 7, 8, 52), halts (12) and spinning (40); where
     // hardware's exits are traced, also accesses to the APIC (48, 49), whose timer interrupts more
     // or less often, and which are polled while another CPU comes up.
@@ -472,4 +491,30 @@ fn runs_repeat_in_what_does_not_depend_on_time() {
     for _ in 0..4 {
         assert_eq!(counts(), first);
     }
+}
+
+#[test]
+fn leaves_are_asked_by_name_and_by_number() {
+    needs_kvm!("leaves_are_asked_by_name_and_by_number");
+    let words = "log=off leaves=exits-of:35-36,0x4FFFFFFE:35,total-exits,0x4FFFFF00";
+    let run = kernel(words, &["--leaves", "reversed"]).expect_status(0);
+    let undefined = "EAX 00000000 EBX 00000000 ECX 00000000 EDX FFFFFFFF";
+    // 0x4FFFFFFE asks for exits of a reason in this layout, 0x4FFFFFFC for all.
+    let same = format!("[leaves] CPUID(0x4FFFFFFE, 35): {undefined}");
+    let asked: Vec<&str> = run.stderr.lines().filter(|l| *l == same).collect();
+    assert_eq!(asked.len(), 2, "{run:#?}");
+    line(
+        &run,
+        "[leaves] CPUID(0x4FFFFFFE, 36): EAX 00000000 EBX 00000000 ",
+    );
+    line(&run, "[leaves] CPUID(0x4FFFFFFC, 0): EAX ");
+    // The signature, at a gate too.
+    let signature = "EAX 4FFFFFFF EBX 74697845 ECX 6F736976 EDX 49424172";
+    line(&run, &format!("[leaves] CPUID(0x4FFFFF00, 0): {signature}"));
+
+    let run = kernel("leaves=exits-of:9-3", &[]).expect_status(3);
+    assert!(
+        run.stderr.contains("`exits-of:9-3`: expected ECX"),
+        "{run:#?}"
+    );
 }

@@ -157,7 +157,7 @@ fn all_workloads_at_once_through_the_firmware() {
     let firmware = guest("firmware");
     let words: Vec<String> = workloads().map(Workload::word).collect();
     // Asking and printing at each step changes nothing: those exits are the profiler's own.
-    for log in ["off", "each"] {
+    for log in ["off", "each", "each exits=leaves"] {
         let cmdline = format!("workload={} log={log}", words.join(","));
         let run = kernel(&cmdline, &["--firmware", arg(&firmware)]);
         check(&run, workloads(), log);
@@ -435,7 +435,7 @@ fn the_witness_agrees_to_the_last_exit() {
         "workload={},hlt:20,touch:50,dr:50,invlpg:50",
         words.join(",")
     );
-    for log in ["off", "final"] {
+    for log in ["off", "final exits=leaves", "final exits=page"] {
         let cmdline = format!("{all} log={log}");
         let profile = witnessed_run(&arguments(&cmdline, &[]));
         assert!(profile.total.total > 10 * N, "{:?}", profile.total);

@@ -63,7 +63,10 @@ fn all_end_cleanly(name: &str, options: &[&str]) {
 #[test]
 fn mutants_of_the_guest_kernel() {
     needs_kvm!("mutants_of_the_guest_kernel");
-    all_end_cleanly("guest-kernel", &["--cmdline", "queries=2 hypercall"]);
+    all_end_cleanly(
+        "guest-kernel",
+        &["--cmdline", "exits=leaves queries=2 hypercall"],
+    );
 }
 
 #[test]

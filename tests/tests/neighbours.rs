@@ -67,7 +67,10 @@ fn an_smp_vm_beside_another_counts_its_own() {
     needs_ledger!("an_smp_vm_beside_another_counts_its_own");
     let witness = witness(name);
     // The other comes once all CPUs are up, which a guest does not wait for long.
-    let mut smp = boot("cpus=4 workload=cpuid:20000 log=each", &["--cpus", "4"]);
+    let mut smp = boot(
+        "cpus=4 workload=cpuid:20000 log=each exits=both",
+        &["--cpus", "4"],
+    );
     let registrar = Registrar::of(&smp);
     smp.wait_for("[exit-log] SMP");
     let other = boot("workload=cpuid:1000,pio:1000 log=off", &[]);
@@ -163,7 +166,10 @@ fn an_smp_vm_whose_threads_migrate_loses_no_exit() {
         return skip(name, "there is one CPU");
     }
     // The kernel does not wait long for its CPUs: they migrate once they are up.
-    let mut vm = boot("cpus=4 workload=cpuid:20000 log=each", &["--cpus", "4"]);
+    let mut vm = boot(
+        "cpus=4 workload=cpuid:20000 log=each exits=both",
+        &["--cpus", "4"],
+    );
     vm.wait_for("[exit-log] SMP");
     let (profile, moves) = finish_migrating(vm);
     check_smp(&profile, 4, 20_000);
@@ -199,7 +205,10 @@ fn vcpus_keep_their_own_books() {
     if witness(name).is_none() {
         return;
     }
-    let mut vm = command("cpus=3 log=each workload=cpuid:500", &["--cpus", "3"]);
+    let mut vm = command(
+        "cpus=3 log=each exits=both workload=cpuid:500",
+        &["--cpus", "3"],
+    );
     let (run, threads) = witnessed(&mut vm);
     let profile = run.expect_status(0).profile();
     // What the witness compares is per vCPU; that there was something to compare:

@@ -12,6 +12,7 @@ use indicatif::ProgressBar;
 
 use crate::build::{self, Built};
 use crate::on::{self, On, Where};
+use crate::paging::{self, Measurement, Sweep, Wish};
 use crate::run::{defaults, value_of};
 use crate::step::{self, Step};
 use crate::{lab, signals, workspace};
@@ -27,6 +28,8 @@ use crate::{lab, signals, workspace};
   cargo xtask boot-profile
   cargo xtask boot-profile --runs 5
   cargo xtask boot-profile --on amd-lab
+  cargo xtask boot-profile --on amd-lab --paging both --cmdline workload=ptes:64
+  cargo xtask boot-profile --on intel-lab --paging both --sweep usual
   cargo xtask boot-profile --firmware none
   cargo xtask boot-profile --cmdline workload=pio:500 --timeout 10s")]
 pub(crate) struct BootProfile {
@@ -37,6 +40,14 @@ pub(crate) struct BootProfile {
     /// Which KVM to boot on; comes before the options of exitvisor
     #[arg(long, value_enum, default_value_t = On::default())]
     pub(crate) on: On,
+    /// Boot with nested or with shadow paging, or compare both: each in its own lab (--on amd-lab,
+    /// --on intel-lab)
+    #[arg(long, value_enum, conflicts_with = "runs")]
+    pub(crate) paging: Option<Wish>,
+    /// Compare both over page-table work (workload=ptes:N) of so many pages, and draw it; `usual` is
+    /// 16,64,256,1024
+    #[arg(long, value_name = "N,N,…", requires = "paging", value_parser = paging::sweep)]
+    pub(crate) sweep: Option<Sweep>,
     /// Options of `exitvisor profile`
     #[arg(
         value_name = "OPTIONS OF EXITVISOR",
@@ -50,6 +61,15 @@ impl BootProfile {
     /// Builds, measures, saves and shows.
     pub(crate) fn run(self) -> anyhow::Result<u8> {
         self.check()?;
+        if let Some(wish) = self.paging {
+            let measurement = Measurement {
+                wish,
+                sweep: self.sweep.as_ref().map_or(&[], |sweep| &sweep.0),
+                on: self.on,
+                options: &self.options,
+            };
+            return measurement.run();
+        }
         let built = build::build()?;
         let kernel = value_of(&self.options, "--kernel").map(PathBuf::from);
         let guest = kernel.as_deref().unwrap_or(&built.guest_kernel).file_stem();
@@ -74,7 +94,10 @@ impl BootProfile {
         let given = |name: &&str| value_of(&self.options, name).is_some();
         let why = if let Some(name) = ["--format", "--output"].iter().find(|name| given(name)) {
             format!("boot-profile itself chooses {name}; for your own, use `exitvisor profile`\n")
-        } else if let Some(name) = ["--runs", "--on"].iter().find(|name| given(name)) {
+        } else if let Some(name) = ["--runs", "--on", "--paging", "--sweep"]
+            .iter()
+            .find(|name| given(name))
+        {
             format!("{name} comes before the options of exitvisor\n")
         } else {
             return Ok(());
@@ -190,13 +213,13 @@ fn saved(profiles: &[PathBuf], text: &Path) -> String {
 /// A path for a boot of this guest, to which suffixes are added: 2026-11-20T10-12-33-guest-kernel,
 /// or with a number behind, so that what an earlier boot left is neither written over nor taken
 /// for ours.
-fn unused_name(folder: &Path, guest: &OsStr) -> PathBuf {
+pub(crate) fn unused_name(folder: &Path, guest: &OsStr) -> PathBuf {
     let base = with_suffix(
         &folder.join(now()),
         &format!("-{}", guest.to_string_lossy()),
     );
     let used = |base: &Path| {
-        [".json", "-run1.json"]
+        [".json", "-run1.json", "-nested.json", "-shadow.json"]
             .iter()
             .any(|suffix| with_suffix(base, suffix).exists())
     };
@@ -212,7 +235,7 @@ fn now() -> String {
         .to_string()
 }
 
-fn with_suffix(base: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn with_suffix(base: &Path, suffix: &str) -> PathBuf {
     let mut path = base.as_os_str().to_owned();
     path.push(suffix);
     path.into()

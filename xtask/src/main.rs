@@ -8,14 +8,18 @@ mod bench;
 mod boot_profile;
 mod build;
 mod ci;
+mod exercises;
+mod kvm_module;
 mod lab;
 mod on;
+mod paging;
 mod run;
 mod signals;
 mod smaps;
 mod step;
 mod test;
 mod toolchain;
+mod with_paging;
 mod workspace;
 
 use std::process::ExitCode;
@@ -34,6 +38,7 @@ const FAILED: u8 = 70;
     after_help = "Examples:
   cargo xtask run                    boot the guest kernel
   cargo xtask boot-profile           boot it and show what each step cost in exits
+  cargo xtask exercises              the coursework, answered from the labs
   cargo xtask test                   every test"
 )]
 struct Cli {
@@ -49,16 +54,24 @@ enum Task {
     Test(test::Test),
     Bench(bench::Bench),
     BenchInLab(bench::InLab),
+    Exercises(exercises::Exercises),
+    ExercisesLab(exercises::OneLab),
+    ExercisesInLab(exercises::InLab),
     Lab(lab::Lab),
     Ci(ci::Ci),
+    SeveralInLab(paging::SeveralInLab),
     TestLab(test::OneLab),
     TestInside(test::Inside),
+    WithPaging(with_paging::WithPaging),
 }
 
 fn main() -> ExitCode {
     if lab::agent::called() {
         lab::agent::main();
         return ExitCode::from(FAILED);
+    }
+    if let Some(name) = lab::modprobe::called() {
+        return ExitCode::from(lab::modprobe::main(name));
     }
     let result = Cli::try_parse()
         .map_err(anyhow::Error::from)
@@ -69,10 +82,15 @@ fn main() -> ExitCode {
             Task::Test(task) => task.run(),
             Task::Bench(task) => task.run(),
             Task::BenchInLab(task) => task.run(),
+            Task::Exercises(task) => task.run(),
+            Task::ExercisesLab(task) => task.run(),
+            Task::ExercisesInLab(task) => task.run(),
             Task::Lab(task) => task.run(),
             Task::Ci(task) => task.run(),
+            Task::SeveralInLab(task) => task.run(),
             Task::TestLab(task) => task.run(),
             Task::TestInside(task) => task.run(),
+            Task::WithPaging(task) => task.run(),
         });
     ExitCode::from(result.unwrap_or_else(|error| complain(&error)))
 }

@@ -1,5 +1,5 @@
 //! Signals: xtask outlives a Ctrl-C that is meant for the exitvisor it started, and tells a lab's
-//! session of those that are for itself.
+//! session and the reloading of KVM's module of those that are for itself.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -44,8 +44,13 @@ pub(crate) struct Caught {
 impl Caught {
     /// From here on.
     pub(crate) fn new() -> anyhow::Result<Self> {
+        Self::of(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
+    }
+
+    /// These, from here on.
+    pub(crate) fn of(signals: &[Signal]) -> anyhow::Result<Self> {
         let mut caught = Self { before: Vec::new() };
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        for &signal in signals {
             caught.before.push((signal, handle(signal, keep)?));
         }
         Ok(caught)

@@ -12,8 +12,8 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 pub(crate) use inside::Inside;
-pub(crate) use labs::OneLab;
 use labs::Plan;
+pub(crate) use labs::{OneLab, at_once};
 use suite::Suite;
 
 use crate::build::{self, Built};

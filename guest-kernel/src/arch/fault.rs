@@ -66,6 +66,21 @@ pub fn read(address: u64) -> Result<u64, Fault> {
     Fault::unpack(report, at).map_or(Ok(value), Err)
 }
 
+/// Writes eight bytes at an address that may not be mapped, or not for writing.
+///
+/// # Safety
+///
+/// What is mapped there belongs to the caller, or the store faults.
+pub(super) unsafe fn write(address: u64, value: u64) -> Result<(), Fault> {
+    let (report, at): (u64, u64);
+    // SAFETY: the caller owns the memory; where the store faults, the handler lands behind it.
+    unsafe {
+        site!("mov [{address}], {value}", address = in(reg) address, value = in(reg) value,
+            inout("r11") 0_u64 => report, out("r10") at, options(nostack, preserves_flags));
+    }
+    Fault::unpack(report, at).map_or(Ok(()), Err)
+}
+
 /// Executes UD2, which is undefined by definition.
 pub fn undefined_instruction() -> Result<(), Fault> {
     let (report, at): (u64, u64);

@@ -1,4 +1,4 @@
-//! CPUID and VMCALL, at sites that are gates and at sites that are not.
+//! CPUID and the hypercalls, at sites that are gates and at sites that are not.
 
 use exit_abi::leaf::Registers;
 
@@ -17,7 +17,7 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> Registers {
 mod site {
     use core::arch::global_asm;
 
-    // Two instructions at which Exitvisor answers once they are published (by
+    // Three instructions at which Exitvisor answers once they are published (by
     // `publish_cpuid_gate!`, `publish_hypercall_gate!` or the gate port).
     global_asm!(
         ".pushsection .text.gate, \"ax\"",
@@ -52,14 +52,29 @@ mod site {
         "vmcall",
         "pop rbx",
         "ret",
+        ".global exitvisor_amd_hypercall",
+        "exitvisor_amd_hypercall:",
+        "push rbx",
+        "mov rax, rdi",
+        "xor ebx, ebx",
+        "xor ecx, ecx",
+        "xor edx, edx",
+        "xor esi, esi",
+        ".global exitvisor_amd_hypercall_site",
+        "exitvisor_amd_hypercall_site:",
+        "vmmcall",
+        "pop rbx",
+        "ret",
         ".popsection",
     );
 
     unsafe extern "sysv64" {
         pub(super) fn exitvisor_cpuid(leaf: u32, subleaf: u32, into: *mut [u32; 4]);
         pub(super) fn exitvisor_hypercall(number: u64) -> u64;
+        pub(super) fn exitvisor_amd_hypercall(number: u64) -> u64;
         pub(super) static exitvisor_cpuid_site: u8;
         pub(super) static exitvisor_hypercall_site: u8;
+        pub(super) static exitvisor_amd_hypercall_site: u8;
     }
 }
 
@@ -83,18 +98,51 @@ pub fn gate_cpuid(leaf: u32, subleaf: u32) -> Registers {
     cpuid(leaf, subleaf)
 }
 
-/// VMCALL with this number, at the site that [`crate::publish_hypercall_gate`] or the gate port
-/// makes a gate. Where it is no gate the instruction itself is executed.
-pub fn gate_hypercall(number: u64) -> u64 {
+/// A hypercall instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hypercall {
+    /// VMCALL: Intel's.
+    Vmcall,
+    /// VMMCALL: AMD's.
+    Vmmcall,
+}
+
+impl Hypercall {
+    /// The one that this CPU has.
+    pub fn native() -> Self {
+        match super::cpu::is_amd() {
+            true => Self::Vmmcall,
+            false => Self::Vmcall,
+        }
+    }
+
+    /// The one that is #UD here.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Vmcall => Self::Vmmcall,
+            Self::Vmmcall => Self::Vmcall,
+        }
+    }
+}
+
+/// A hypercall with this number, at the site that the gate port (for VMCALL also
+/// [`crate::publish_hypercall_gate`]) makes a gate. Where it is no gate the instruction itself is
+/// executed.
+pub fn gate_hypercall(instruction: Hypercall, number: u64) -> u64 {
     #[cfg(target_os = "none")]
     {
-        // SAFETY: the routine touches no memory but the stack and keeps to the System V calling
+        // SAFETY: the routines touch no memory but the stack and keep to the System V calling
         // convention; a hypercall of Exitvisor's or KVM's with zero arguments changes nothing else.
-        unsafe { site::exitvisor_hypercall(number) }
+        unsafe {
+            match instruction {
+                Hypercall::Vmcall => site::exitvisor_hypercall(number),
+                Hypercall::Vmmcall => site::exitvisor_amd_hypercall(number),
+            }
+        }
     }
     #[cfg(not(target_os = "none"))]
     {
-        let _ = number;
+        let _ = (instruction, number);
         exit_abi::hypercall::UNKNOWN
     }
 }
@@ -109,14 +157,18 @@ pub fn cpuid_site() -> u64 {
     0
 }
 
-/// Linear address of the VMCALL instruction in [`gate_hypercall`].
-pub fn hypercall_site() -> u64 {
+/// Linear address of the instruction in [`gate_hypercall`].
+pub fn hypercall_site(instruction: Hypercall) -> u64 {
     #[cfg(target_os = "none")]
-    {
-        &raw const site::exitvisor_hypercall_site as u64
+    match instruction {
+        Hypercall::Vmcall => &raw const site::exitvisor_hypercall_site as u64,
+        Hypercall::Vmmcall => &raw const site::exitvisor_amd_hypercall_site as u64,
     }
     #[cfg(not(target_os = "none"))]
-    0
+    match instruction {
+        Hypercall::Vmcall => 0,
+        Hypercall::Vmmcall => 1,
+    }
 }
 
 /// Publishes the CPUID site by an ELF note of the image: call it once, beside `entry!`. Without

@@ -1,6 +1,7 @@
 //! The machine: instructions, tables and registers. All of the crate's assembler is here; callers
 //! see functions and types without `unsafe`.
 
+pub mod address_space;
 pub mod cpu;
 pub mod crash;
 #[cfg(target_os = "none")]
@@ -16,3 +17,4 @@ pub mod port;
 pub mod scratch;
 pub mod secondary;
 pub mod traps;
+pub mod window;

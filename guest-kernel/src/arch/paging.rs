@@ -1,6 +1,6 @@
 //! The kernel's own page tables: its image by 4 KiB pages with the rights of each section, the
 //! rest of RAM by 2 MiB pages, and the few pages of devices, uncached. RAM above 1 GiB is mapped
-//! when it is first wanted.
+//! when it is first wanted; the exit page where there is one, to be read.
 //!
 //! Nearly all of it is constants of the image, because every instruction counts on an interpreted
 //! CPU: left for run time are the links, the image's rights and how much RAM there is.
@@ -20,8 +20,8 @@ const UNCACHED: u64 = 3 << 3;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const TABLE: u64 = PRESENT | WRITABLE;
-const READ_ONLY: u64 = PRESENT | NO_EXECUTE;
-const DATA: u64 = PRESENT | WRITABLE | NO_EXECUTE;
+pub(super) const READ_ONLY: u64 = PRESENT | NO_EXECUTE;
+pub(super) const DATA: u64 = PRESENT | WRITABLE | NO_EXECUTE;
 const CODE: u64 = PRESENT;
 
 /// RAM beyond this is mapped when it is wanted.
@@ -30,28 +30,49 @@ pub const MAPPED_MAX: u64 = 1 << 30;
 pub const REACH: u64 = 512 << 30;
 /// Bytes of a large page; the first is mapped by small ones.
 pub const LARGE_PAGE: u64 = 2 << 20;
-const PAGE: u64 = 4096;
+/// Bytes of a small page.
+pub const PAGE: u64 = 4096;
 /// Where a PC's low RAM ends, and where RAM goes on.
 const LOW_END: u64 = 0xA_0000;
 const HIGH_START: u64 = 0x10_0000;
 
+/// A table of any level.
 #[repr(C, align(4096))]
-struct Table([AtomicU64; 512]);
+pub(super) struct Table([AtomicU64; 512]);
 
 impl Table {
     const fn empty() -> Self {
         Self([const { AtomicU64::new(0) }; 512])
     }
 
-    fn set(&self, index: usize, entry: u64) {
+    /// Writes an entry; nothing if there is no such.
+    pub(super) fn set(&self, index: usize, entry: u64) {
         if let Some(slot) = self.0.get(index) {
             slot.store(entry, Ordering::Relaxed);
         }
     }
 
-    fn link(&self, index: usize, next: &Table) {
+    /// Makes an entry lead to the next table.
+    pub(super) fn link(&self, index: usize, next: &Table) {
         // Memory is mapped one to one, so that an address is a physical one.
         self.set(index, &raw const *next as u64 | TABLE);
+    }
+
+    /// Takes all entries away.
+    #[cfg(target_os = "none")]
+    pub(super) fn clear(&self) {
+        // SAFETY: the store fills this table and no more, and its entries are atomics: it may be
+        // written through a shared reference. By quadwords, which an interpreted CPU does fastest.
+        unsafe {
+            core::arch::asm!("rep stosq", inout("rcx") 512_u64 => _, in("rax") 0_u64,
+                inout("rdi") self.0.as_ptr() => _, options(nostack, preserves_flags));
+        }
+    }
+
+    /// Takes all entries away.
+    #[cfg(not(target_os = "none"))]
+    pub(super) fn clear(&self) {
+        (0..512).for_each(|index| self.set(index, 0));
     }
 }
 
@@ -113,6 +134,29 @@ pub fn map_device(address: u64) -> bool {
     }
     let page = address & !(LARGE_PAGE - 1);
     DEVICES.set((page >> 21) as usize & 511, page | DATA | UNCACHED | LARGE);
+    true
+}
+
+/// Maps memory between 3 and 4 GiB that is neither RAM nor a device, by large pages, to be read
+/// alone; `false`, and nothing mapped, if something else is mapped in one of them, or it lies
+/// elsewhere.
+pub fn map_memory(start: u64, size: u64) -> bool {
+    let Some(last) = start.checked_add(size.max(1) - 1) else {
+        return false;
+    };
+    if start >> 30 != 3 || last >> 30 != 3 {
+        return false;
+    }
+    let pages = || (start / LARGE_PAGE..=last / LARGE_PAGE).map(|n| n * LARGE_PAGE);
+    let slot = |page: u64| (page >> 21) as usize & 511;
+    let free = |page: u64| {
+        let entry = DEVICES.0[slot(page)].load(Ordering::Relaxed);
+        entry == 0 || entry == page | READ_ONLY | LARGE
+    };
+    if !pages().all(free) {
+        return false;
+    }
+    pages().for_each(|page| DEVICES.set(slot(page), page | READ_ONLY | LARGE));
     true
 }
 
@@ -183,9 +227,33 @@ pub fn install() {
     // SAFETY: the tables live as long as the kernel and map its code, data and stack where they
     // are, with the rights they need; the linker script asserts that all lie in the first 2 MiB.
     // What they do not map (start info, beyond RAM) is not used after this.
+    unsafe { load_root(&raw const PML4 as u64) }
+}
+
+/// The entry of our root that maps all of the kernel and RAM, for roots of other address spaces.
+pub(super) fn kernel_entry() -> u64 {
+    PML4.0[0].load(Ordering::Relaxed)
+}
+
+/// Back to our own tables, from those of another address space.
+pub(super) fn load_own() {
+    // SAFETY: `install` has switched to them before, and they only ever map more.
+    unsafe { load_root(&raw const PML4 as u64) }
+}
+
+/// Switches to the tables of a root.
+///
+/// # Safety
+///
+/// Its first entry is [`kernel_entry`], or it is our own root, filled; it and the tables that it
+/// leads to stay what they are while they are in use.
+pub(super) unsafe fn load_root(root: u64) {
+    // SAFETY: the kernel is mapped as before, as the caller promises.
+    #[cfg(target_os = "none")]
     unsafe {
-        core::arch::asm!("mov cr3, {}", in(reg) &raw const PML4, options(nostack, preserves_flags));
+        core::arch::asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags));
     }
+    let _ = root;
 }
 
 /// The host has its own page tables.
@@ -212,11 +280,28 @@ mod tests {
 
     #[test]
     fn devices_are_uncached_and_not_executable() {
-        let mapped: Vec<_> = (0..512).filter(|&i| entry(&DEVICES, i) != 0).collect();
+        let writable = |i: &usize| entry(&DEVICES, *i) & WRITABLE != 0;
+        let mapped: Vec<_> = (0..512).filter(writable).collect();
         assert_eq!(mapped, [0x080, 0x1F6, 0x1F7]);
         assert!(!map_device(0xBFFF_F000) && !map_device(1 << 32));
         assert!(map_device(lapic::BASE));
         assert_eq!(entry(&DEVICES, 0x1F7), 0x8000_0000_FEE0_00FB);
+    }
+
+    #[test]
+    fn memory_is_mapped_where_no_device_is() {
+        assert!(map_memory(0xD71F_F000, 0x2000));
+        for (index, page) in [(0xB8, 0xD700_0000), (0xB9, 0xD720_0000)] {
+            assert_eq!(entry(&DEVICES, index), page | 0x8000_0000_0000_00E1);
+        }
+        assert!(map_memory(0xD700_0000, 4096), "as before");
+        assert!(
+            !map_memory(0xD01F_F000, 4096),
+            "the scratch page's large page"
+        );
+        assert!(!map_memory(0xFEB0_0000, 0x20_0000), "the IOAPIC's");
+        assert!(!map_memory(0xBFFF_F000, 0x2000) && !map_memory(0xFFFF_F000, 0x2000));
+        assert!(!map_memory(0xD700_0000, u64::MAX));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Finding out whether an Exitvisor is underneath, and which leaf asks what.
+//! Finding out whether an Exitvisor is underneath, which leaf asks what, and where its exit page is.
 
 use core::fmt;
 
@@ -39,12 +39,21 @@ impl fmt::Display for Absent {
     }
 }
 
+/// What the static leaves tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Which leaf asks what.
+    pub layout: Layout,
+    /// Address of the exit page, if there is one.
+    pub page: Option<u64>,
+}
+
 /// Asks the two static leaves, by an ordinary CPUID. A layout that the device tree names must be
 /// the one that they tell.
 pub fn discover(
     mut cpuid: impl FnMut(u32, u32) -> Registers,
     described: Option<Layout>,
-) -> Result<Layout, Absent> {
+) -> Result<Found, Absent> {
     let found = cpuid(leaf::DISCOVERY, 0);
     let words = [found.ebx, found.ecx, found.edx];
     let signature = leaf::SIGNATURE.as_chunks::<4>().0;
@@ -65,7 +74,8 @@ pub fn discover(
     } else if described.is_some_and(|d| d != layout) {
         Err(Absent::Contradiction)
     } else {
-        Ok(layout)
+        let page = (info.ebx == 1).then(|| u64::from(info.ecx) << 12);
+        Ok(Found { layout, page })
     }
 }
 
@@ -97,14 +107,34 @@ mod tests {
             Layout::REVERSED,
             Layout::unpack(0x1314_1512),
         ] {
-            assert_eq!(discover(exitvisor(1, layout.pack()), None), Ok(layout));
+            let found = Found { layout, page: None };
+            assert_eq!(discover(exitvisor(1, layout.pack()), None), Ok(found));
             let described = Some(Layout::CLASSIC);
             let both = discover(exitvisor(1, layout.pack()), described);
             if layout == Layout::CLASSIC {
-                assert_eq!(both, Ok(layout));
+                assert_eq!(both, Ok(found));
             } else {
                 assert_eq!(both, Err(Absent::Contradiction));
             }
+        }
+    }
+
+    #[test]
+    fn the_exit_page() {
+        for (ebx, page) in [(1, Some(0xD100_0000)), (0, None), (3, None)] {
+            let mut answers = exitvisor(1, Layout::CLASSIC.pack());
+            let found = discover(
+                |leaf, ecx| match leaf {
+                    leaf::INFO => Registers {
+                        ebx,
+                        ecx: 0xD1000,
+                        ..answers(leaf, ecx)
+                    },
+                    _ => answers(leaf, ecx),
+                },
+                None,
+            );
+            assert_eq!(found.map(|f| f.page), Ok(page));
         }
     }
 

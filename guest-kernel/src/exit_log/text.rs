@@ -2,7 +2,8 @@
 
 use exit_abi::leaf::Layout;
 
-use super::table::{Label, ReasonLine, Record, Table};
+use super::reading::ReasonLine;
+use super::table::{Label, Record, Table};
 use crate::line::Line;
 
 /// A line is broken when it gets longer than this.
@@ -11,7 +12,8 @@ const WIDTH: usize = 160;
 const LABEL: usize = 12;
 const PREFIX: &str = "[exit-log] ";
 
-fn begin(line: &mut Line, label: Label) {
+/// Begins a line on a record.
+pub fn begin(line: &mut Line, label: Label) {
     *line = Line::new();
     line.text(PREFIX);
     match label {
@@ -114,7 +116,7 @@ fn reasons(
 
 #[cfg(test)]
 mod tests {
-    use super::super::table::tests::scripted;
+    use super::super::reading::tests::asked;
     use super::*;
 
     fn lines(table: &Table, index: usize, layout: Layout) -> Vec<String> {
@@ -134,10 +136,10 @@ mod tests {
         let first = [(30, 41, 1000), (10, 2, 50)];
         let second = [(30, 41, 1000), (10, 4, 99), (1, 58, 7), (12, 58, 1_734_729)];
         table
-            .query(Label::Milestone(8), layout, scripted(layout, &first))
+            .keep(Label::Milestone(8), &asked(layout, &first))
             .unwrap();
         table
-            .query(Label::Milestone(9), layout, scripted(layout, &second))
+            .keep(Label::Milestone(9), &asked(layout, &second))
             .unwrap();
         assert_eq!(
             lines(&table, 1, layout),
@@ -154,11 +156,7 @@ mod tests {
     fn nothing_counted_and_names_unknown() {
         let mut table = Table::new();
         table
-            .query(
-                Label::Milestone(0x100),
-                Layout::CLASSIC,
-                scripted(Layout::CLASSIC, &[]),
-            )
+            .keep(Label::Milestone(0x100), &asked(Layout::CLASSIC, &[]))
             .unwrap();
         assert_eq!(
             lines(&table, 0, Layout::CLASSIC)[..2],
@@ -174,11 +172,7 @@ mod tests {
         let mut table = Table::new();
         let all: Vec<_> = (0..128).map(|n| (n, u64::from(n) << 40, 1)).collect();
         table
-            .query(
-                Label::Query(2),
-                Layout::CLASSIC,
-                scripted(Layout::CLASSIC, &all),
-            )
+            .keep(Label::Query(2), &asked(Layout::CLASSIC, &all))
             .unwrap();
         let lines = lines(&table, 0, Layout::CLASSIC);
         assert!(

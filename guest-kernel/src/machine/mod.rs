@@ -92,6 +92,8 @@ pub struct Machine {
     pub io_apic: u64,
     /// The page without a device.
     pub scratch_page: u64,
+    /// The exit page as (start, length), where the tree names one.
+    pub exit_page: Option<(u64, u64)>,
     /// How many gates there are.
     pub slots: u32,
     /// The four leaves, where the tree names them.
@@ -123,6 +125,7 @@ impl Machine {
             local_apic: lapic::BASE,
             io_apic: lapic::IO_APIC,
             scratch_page: exit_abi::SCRATCH_PAGE,
+            exit_page: None,
             slots: exit_abi::gate::SLOTS as u32,
             layout: None,
             power_off: Switch {

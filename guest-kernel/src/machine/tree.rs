@@ -194,6 +194,10 @@ fn take(node: &Seen<'_>, bus: Cells, machine: &mut Machine) -> Result<(), Error>
             machine.io_apic = page()?;
         } else if compatible == names::SCRATCH.as_bytes() {
             machine.scratch_page = page()?;
+        } else if compatible == names::EXIT_PAGE.as_bytes() {
+            let size = node.reg.get(4 * bus.address..4 * (bus.address + bus.size));
+            let size = size.map(number).filter(|&size| size > 0);
+            machine.exit_page = Some((page()?, size.ok_or(no_reg)?));
         }
     }
     Ok(())
@@ -340,6 +344,10 @@ mod tests {
         w.property_string("compatible", names::SCRATCH).unwrap();
         w.property_array_u64("reg", &[0xD000_0000, 0x1000]).unwrap();
         w.end_node(node).unwrap();
+        let node = w.begin_node("exit-page@d1000000").unwrap();
+        w.property_string("compatible", names::EXIT_PAGE).unwrap();
+        put(&mut w, "reg", &[0, 0xD100_0000, 0, 0x9000]);
+        w.end_node(node).unwrap();
         w.end_node(root).unwrap();
         w.finish().unwrap()
     }
@@ -376,6 +384,7 @@ mod tests {
             (machine.local_apic, machine.io_apic, machine.scratch_page),
             (0xFEE0_0000, 0xFEC0_0000, 0xD000_0000)
         );
+        assert_eq!(machine.exit_page, Some((0xD100_0000, 0x9000)));
     }
 
     #[test]
@@ -394,6 +403,10 @@ mod tests {
             (names::RESET, &[0x100, 0x100]),
             (names::POWER_OFF, &[0x100]),
             (names::RESETS, &[1, 2]),
+            // The exit page's: too short, no page, empty.
+            ("reg", &[0, 0xD100_0000, 0]),
+            ("reg", &[0, 0xD100_0800, 0, 0x9000]),
+            ("reg", &[0, 0xD100_0000, 0, 0]),
         ] {
             assert_eq!(error(name, cells), Error::Value(name));
         }

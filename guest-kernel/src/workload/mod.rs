@@ -1,5 +1,6 @@
 //! Workloads: a number of exits of one known reason, from sites that are not gates.
 
+pub mod ptes;
 pub mod run;
 pub mod verdict;
 
@@ -47,6 +48,8 @@ pub enum Kind {
     Rdtsc,
     /// XSETBV of XCR0 with the value that it has.
     Xsetbv,
+    /// Page-table work on one page ([`ptes`]).
+    Ptes,
 }
 
 /// Names, reasons: one row per workload.
@@ -67,6 +70,7 @@ const TABLE: &[(Kind, &str, Reason)] = &[
     (Kind::Vmcall, "vmcall", Reason::VMCALL),
     (Kind::Rdtsc, "rdtsc", Reason::RDTSC),
     (Kind::Xsetbv, "xsetbv", Reason::XSETBV),
+    (Kind::Ptes, "ptes", Reason::INVLPG),
 ];
 
 impl Kind {
@@ -92,7 +96,11 @@ impl Kind {
 
     /// Whether the VMM serves it, so that no exit can be finished in the kernel.
     pub const fn is_served_by_vmm(self) -> bool {
-        matches!(self, Self::Pio | Self::Pin | Self::Mmio | Self::Outs)
+        // A hypercall where the VMM has every one passed on: FLAGS says nothing of that elsewhere.
+        matches!(
+            self,
+            Self::Pio | Self::Pin | Self::Mmio | Self::Outs | Self::Vmcall
+        )
     }
 
     /// Which counts are right after `count` repetitions and `strays` more exits.
@@ -106,10 +114,22 @@ impl Kind {
             }
             // Only where KVM shadows page tables.
             Self::Invlpg => Expected::Either(0, count),
+            Self::Ptes => Expected::Either(0, ptes::FLUSHES * count),
             // Fewer where the host maps large pages or has mapped them before.
             Self::Touch => Expected::UpTo(count),
             Self::Rdtsc => Expected::Exactly(0),
             _ => Expected::Exactly(count + strays),
+        }
+    }
+
+    /// The other reason of which it has exits of a known number.
+    pub const fn besides(self, count: u64) -> Option<(Reason, Expected)> {
+        match self {
+            Self::Ptes => {
+                let switches = ptes::SWITCHES * count + ptes::SWITCHES_BESIDES;
+                Some((Reason::CR_ACCESS, Expected::Either(0, switches)))
+            }
+            _ => None,
         }
     }
 }
@@ -172,7 +192,7 @@ mod tests {
             assert_eq!(Kind::named(name), Some(*kind));
             assert_eq!(kind.name(), *name);
         }
-        assert_eq!(TABLE.len(), Kind::Xsetbv as usize + 1);
+        assert_eq!(TABLE.len(), Kind::Ptes as usize + 1);
         assert_eq!(Kind::named("popcnt"), None);
     }
 }

@@ -4,9 +4,11 @@ use exit_abi::leaf::{self, Layout, flags};
 use exit_abi::reason::Reason;
 
 use super::verdict::{self, Verdict};
-use super::{Item, Kind, STRING};
+use super::{Item, Kind, STRING, ptes};
+use crate::arch::address_space::{Refused, Spaces};
 use crate::arch::fault::{self, Fault};
 use crate::arch::{cpu, gate, lapic, paging, port, scratch};
+use crate::exit_log::page::ExitPage;
 use crate::line::Line;
 use crate::machine::List;
 use crate::memory::Division;
@@ -42,6 +44,36 @@ struct Ready {
     amd: bool,
     /// Fresh pages, as (start, pages).
     pages: Option<List<(u64, u64), RUNS>>,
+    /// Address spaces.
+    spaces: Option<Spaces>,
+}
+
+/// Why a workload did not come to its end.
+enum Broken {
+    /// An exception.
+    Fault(Fault),
+    /// The memory management does not do what it should.
+    Wrong(ptes::Wrong),
+}
+
+impl From<Fault> for Broken {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Broken {
+    fn report(&self, line: &mut Line) {
+        match self {
+            Self::Fault(fault) => line.text("ended by exception ").number(fault.vector.into()),
+            Self::Wrong(wrong) => line
+                .text(wrong.step)
+                .text(": page ")
+                .number(wrong.page)
+                .text(": ")
+                .text(wrong.found),
+        };
+    }
 }
 
 /// Gets ready, or says why the machine cannot do this.
@@ -82,6 +114,14 @@ fn prepare(
             ready.value = fault::xgetbv().map_err(|_| "XGETBV is refused")?;
         }
         Kind::Touch => ready.pages = Some(fresh_pages(item.count, memory)?),
+        Kind::Ptes => {
+            let spaces = Spaces::build(item.count, memory, |frame| ptes::stamp(frame, 0));
+            ready.spaces = Some(spaces.map_err(|why| match why {
+                Refused::TooMany => "at most 262144 pages: a gigabyte of addresses is private",
+                Refused::NoMemory => "not so many pages of RAM are untouched",
+                Refused::OutOfReach => "so much RAM cannot be mapped",
+            })?);
+        }
         _ => {}
     }
     Ok(ready)
@@ -109,7 +149,7 @@ fn fresh_pages(count: u64, memory: &mut Division) -> Result<List<(u64, u64), RUN
 }
 
 /// Repeats the workload; answers how many exits it has cost besides those asked for.
-fn repeat(item: Item, ready: &Ready) -> Result<u64, Fault> {
+fn repeat(item: Item, ready: &mut Ready) -> Result<u64, Broken> {
     let mut strays = 0;
     let scratch_port = ports::SCRATCH.get();
     if let Some(runs) = &ready.pages {
@@ -119,6 +159,12 @@ fn repeat(item: Item, ready: &Ready) -> Result<u64, Fault> {
             }
         }
         return Ok(0);
+    }
+    if let Some(spaces) = &mut ready.spaces {
+        return match ptes::run(spaces, item.count) {
+            Ok(()) => Ok(0),
+            Err(wrong) => Err(Broken::Wrong(wrong)),
+        };
     }
     let on = ready.cr0 & cpu::ALIGNMENT_MASK != 0;
     for i in 0..item.count {
@@ -148,7 +194,7 @@ fn repeat(item: Item, ready: &Ready) -> Result<u64, Fault> {
             }
             Kind::Wrmsr => fault::write_back_msr(APIC_BASE, ready.value)?,
             Kind::Outs => port::out_bytes(scratch_port, STRING),
-            Kind::Touch => {}
+            Kind::Touch | Kind::Ptes => {}
             // Each write changes the bit: the first to what it is not.
             Kind::Cr => cpu::write_cr0(ready.cr0, (i % 2 == 0) != on),
             Kind::Dr => cpu::clear_dr3(),
@@ -166,13 +212,20 @@ fn repeat(item: Item, ready: &Ready) -> Result<u64, Fault> {
 
 /// Runs one workload and, where an Exitvisor counts, checks its count. The line says how it went.
 ///
-/// Nothing but the workload lies between the two queries, and a query is an exit of reason 0: the
-/// reason's count grows by the workload alone, the stated constant is 0.
-pub fn run(item: Item, layout: Option<Layout>, memory: &mut Division, line: &mut Line) -> Ended {
+/// The count is read before and after on the exit page, or else asked for. Nothing but the workload
+/// lies between, and a query is an exit of reason 0: the reason's count grows by the workload alone,
+/// the stated constant is 0.
+pub fn run(
+    item: Item,
+    layout: Option<Layout>,
+    page: Option<&ExitPage>,
+    memory: &mut Division,
+    line: &mut Line,
+) -> Ended {
     let known =
         |reason: Reason| layout.map(|_| gate::gate_cpuid(leaf::FLAGS, reason.number().into()).eax);
     let name = item.kind.name();
-    let ready = match prepare(item, known, memory) {
+    let mut ready = match prepare(item, known, memory) {
         Ok(ready) => ready,
         Err(why) => {
             line.text("REFUSED workload ")
@@ -183,30 +236,44 @@ pub fn run(item: Item, layout: Option<Layout>, memory: &mut Division, line: &mut
         }
     };
     let reason = item.kind.reason();
-    let exits = || layout.map(|l| gate::gate_cpuid(l.exits_of, reason.number().into()).exits());
-    let before = exits();
-    let strays = repeat(item, &ready);
-    let after = exits();
+    let exits_of = |reason: Reason| match page {
+        Some(page) => Some(page.exits_of(reason)),
+        None => layout.map(|l| gate::gate_cpuid(l.exits_of, reason.number().into()).exits()),
+    };
+    let besides = item.kind.besides(item.count);
+    let before = (
+        besides.and_then(|(reason, _)| exits_of(reason)),
+        exits_of(reason),
+    );
+    let strays = repeat(item, &mut ready);
+    let after = (
+        exits_of(reason),
+        besides.and_then(|(reason, _)| exits_of(reason)),
+    );
     let strays = match strays {
         Ok(strays) => strays,
-        Err(fault) => {
-            line.text("FAILED workload ").text(name);
-            line.text(": ended by exception ")
-                .number(fault.vector.into());
+        Err(broken) => {
+            line.text("FAILED workload ").text(name).text(": ");
+            broken.report(line);
             return Ended::Failed;
         }
     };
-    let (Some(before), Some(after), Some(flags)) = (before, after, known(reason)) else {
+    let (Some(first), Some(last), Some(flags)) = (before.1, after.0, known(reason)) else {
         line.text("workload ").text(name).text(": ");
         line.number(item.count).text(" done, nobody counts");
         return Ended::Well;
     };
-    let counted = after.wrapping_sub(before);
+    let counted = last.wrapping_sub(first);
     let expected = item.kind.expected(item.count, strays);
     let verdict = verdict::judge(item.kind, expected, counted, flags);
     verdict::report(line, item, expected, counted, verdict);
-    match verdict {
-        Verdict::Failed => Ended::Failed,
-        _ => Ended::Well,
+    let mut failed = verdict == Verdict::Failed;
+    if let (Some((reason, expected)), Some(first), Some(last)) = (besides, before.0, after.1) {
+        let flags = known(reason).unwrap_or_default();
+        let counted = last.wrapping_sub(first);
+        let verdict = verdict::judge(item.kind, expected, counted, flags);
+        verdict::report_besides(line, reason, expected, counted, verdict);
+        failed |= verdict == Verdict::Failed;
     }
+    if failed { Ended::Failed } else { Ended::Well }
 }

@@ -1,6 +1,7 @@
 //! What a workload's count means, given what the counting source promises.
 
 use exit_abi::leaf::flags;
+use exit_abi::reason::Reason;
 
 use super::{Expected, Item, Kind, STRING};
 use crate::line::Line;
@@ -29,6 +30,18 @@ impl Expected {
             Self::OneOf(counts) => counts.contains(&counted),
             Self::UpTo(most) => counted <= most,
         }
+    }
+
+    fn say(self, line: &mut Line) {
+        match self {
+            Self::Exactly(n) => line.number(n),
+            Self::Either(one, other) => line.number(one).text(" or ").number(other),
+            Self::OneOf([one, other, third]) => {
+                line.number(one).text(", ").number(other);
+                line.text(" or ").number(third)
+            }
+            Self::UpTo(most) => line.text("at most ").number(most),
+        };
     }
 }
 
@@ -64,15 +77,7 @@ pub fn report(line: &mut Line, item: Item, expected: Expected, counted: u64, ver
     match verdict {
         Verdict::Failed => {
             line.text("expected ");
-            match expected {
-                Expected::Exactly(n) => line.number(n),
-                Expected::Either(one, other) => line.number(one).text(" or ").number(other),
-                Expected::OneOf([one, other, third]) => {
-                    line.number(one).text(", ").number(other);
-                    line.text(" or ").number(third)
-                }
-                Expected::UpTo(most) => line.text("at most ").number(most),
-            };
+            expected.say(line);
             line.text(", counted ").number(counted);
             return;
         }
@@ -102,6 +107,29 @@ pub fn report(line: &mut Line, item: Item, expected: Expected, counted: u64, ver
     let reason = item.kind.reason();
     line.text(" exits of reason ")
         .number(reason.number().into());
+    line.text(" ").text(reason.name().unwrap_or_default());
+}
+
+/// What is added to the line for a workload's other reason.
+pub fn report_besides(
+    line: &mut Line,
+    reason: Reason,
+    expected: Expected,
+    counted: u64,
+    verdict: Verdict,
+) {
+    match verdict {
+        Verdict::Failed => {
+            line.text(", FAILED: expected ");
+            expected.say(line);
+            line.text(", counted ").number(counted)
+        }
+        Verdict::Exact => line.text(", exactly ").number(counted),
+        Verdict::CannotOccur => line.text(", none"),
+        Verdict::NotVisible => line.text(", not visible: those"),
+        Verdict::AtLeast => line.text(", at least ").number(counted),
+    };
+    line.text(" of ").number(reason.number().into());
     line.text(" ").text(reason.name().unwrap_or_default());
 }
 

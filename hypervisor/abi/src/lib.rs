@@ -14,6 +14,8 @@ pub mod page;
 pub mod port;
 pub mod reason;
 pub mod status;
+pub mod svm;
+pub mod vmx;
 
 /// Version of this interface, answered in EAX by [`leaf::INFO`].
 pub const VERSION: u32 = 1;

@@ -165,6 +165,8 @@ pub struct Image {
     pub is_linux: bool,
     /// Where its segments go: (first byte, one past the last), sorted.
     pub segments: Vec<(u64, u64)>,
+    /// Where it is linked: (first linear address, one past the last, first physical address).
+    linked: Vec<(u64, u64, u64)>,
     /// The gates that its notes publish.
     pub gates: Vec<Gate>,
     /// The milestones that its notes name.
@@ -283,7 +285,7 @@ impl Image {
         if headers.len() > SEGMENTS_MAX {
             return Err(damaged(format!("{} program headers", headers.len())));
         }
-        let mut segments = Vec::new();
+        let (mut segments, mut linked) = (Vec::new(), Vec::new());
         for header in headers
             .iter()
             .filter(|h| h.p_type == PT_LOAD && h.p_memsz > 0)
@@ -302,6 +304,8 @@ impl Image {
                 .checked_add(header.p_memsz)
                 .ok_or_else(|| damaged("a segment reaches beyond the address space"))?;
             segments.push((header.p_paddr, end));
+            let linked_end = header.p_vaddr.saturating_add(header.p_memsz);
+            linked.push((header.p_vaddr, linked_end, header.p_paddr));
         }
         if segments.is_empty() {
             return Err(ElfError::NoSegment);
@@ -346,9 +350,17 @@ impl Image {
             start,
             is_linux,
             segments,
+            linked,
             gates,
             names,
         })
+    }
+
+    /// Where what is linked at a linear address is loaded.
+    pub fn physical(&self, linear: u64) -> Option<u64> {
+        let within = |(start, end, _): &&(u64, u64, u64)| (*start..*end).contains(&linear);
+        let (start, _, physical) = self.linked.iter().find(within)?;
+        physical.checked_add(linear - start)
     }
 
     /// Checks the segments against guest memory, the image's role and what is loaded already, then

@@ -5,12 +5,14 @@ use std::fs::File;
 use std::path::Path;
 
 use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::bzimage::{self, BzImage};
 use super::elf::{ElfError, Image, Role};
 use super::files::Files;
-use super::pvh::{self, Module};
-use super::{Entry, Protocol, linux};
+use super::linux::{self, HandOver};
+use super::pvh;
+use super::{Entry, Protocol};
 use crate::error::{Error, kvm as kvm_error};
 use crate::exits::gate::Gate;
 use crate::memory::Memory;
@@ -92,24 +94,31 @@ impl Kernel {
         &self,
         entry: Entry,
         memory: &Memory,
-        cmdline: &str,
-        initrd: Option<Module>,
-        rsdp: u64,
+        hand_over: &HandOver<'_>,
     ) -> Result<(), Error> {
         let header = match (entry, self) {
             (Entry::Pvh(_), _) => return Ok(()),
             (_, Self::Elf(_)) => linux::bare_header(),
             (_, Self::BzImage(image)) => image.header,
         };
-        Ok(linux::write(memory, &header, cmdline, initrd, rsdp)?)
+        Ok(linux::write(memory, &header, hand_over)?)
     }
 
-    /// The gates that its notes publish.
-    pub fn take_gates(&mut self) -> Vec<Gate> {
-        match self {
-            Self::Elf(image) => std::mem::take(&mut image.gates),
-            Self::BzImage(_) => Vec::new(),
-        }
+    /// The gates that its notes publish, each with what stands there now that it is loaded.
+    pub fn take_gates(&mut self, memory: &Memory) -> Vec<(Gate, [u8; 3])> {
+        let Self::Elf(image) = self else {
+            return Vec::new();
+        };
+        let gates = std::mem::take(&mut image.gates).into_iter();
+        let gates = gates.map(|gate| {
+            let mut bytes = [0; 3];
+            if let Some(at) = image.physical(gate.address) {
+                // Outside memory there is no instruction; what is there later is found at the gate.
+                let _ = memory.read_slice(&mut bytes, GuestAddress(at));
+            }
+            (gate, bytes)
+        });
+        gates.collect()
     }
 
     /// The milestones that its notes name.

@@ -50,6 +50,19 @@ pub enum LinuxError {
     Random(#[source] std::io::Error),
 }
 
+/// What is handed over besides the header.
+#[derive(Clone, Copy, Debug)]
+pub struct HandOver<'a> {
+    /// The command line.
+    pub cmdline: &'a str,
+    /// The initial RAM disk.
+    pub initrd: Option<Module>,
+    /// Where ACPI begins.
+    pub rsdp: u64,
+    /// Bytes of the exit page, if there is one.
+    pub exit_page: Option<u64>,
+}
+
 /// The header for a kernel that comes without one, an ELF: only what a kernel looks at that was
 /// entered by the 64-bit protocol.
 pub fn bare_header() -> setup_header {
@@ -62,17 +75,15 @@ pub fn bare_header() -> setup_header {
 }
 
 /// Writes what a kernel with this header finds at its entry, but for the command line, which
-/// [`pvh::write`] writes; `rsdp` is where ACPI begins.
+/// [`pvh::write`] writes.
 pub fn write(
     memory: &Memory,
     header: &setup_header,
-    cmdline: &str,
-    initrd: Option<Module>,
-    rsdp: u64,
+    hand_over: &HandOver<'_>,
 ) -> Result<(), LinuxError> {
     write_seed(memory)?;
     write_tables(memory)?;
-    let params = zero_page(memory, header, cmdline, initrd, rsdp);
+    let params = zero_page(memory, header, hand_over);
     let params = BootParams::new(&params, GuestAddress(layout::ZERO_PAGE));
     LinuxBootConfigurator::write_bootparams(&params, memory).map_err(LinuxError::Place)
 }
@@ -81,26 +92,24 @@ pub fn write(
 fn zero_page(
     memory: &Memory,
     header: &setup_header,
-    cmdline: &str,
-    initrd: Option<Module>,
-    rsdp: u64,
+    hand_over: &HandOver<'_>,
 ) -> boot_params {
     let mut params = boot_params {
         hdr: *header,
-        acpi_rsdp_addr: rsdp,
+        acpi_rsdp_addr: hand_over.rsdp,
         ..boot_params::default()
     };
     let hdr = &mut params.hdr;
     hdr.type_of_loader = LOADER_UNDEFINED;
     hdr.cmd_line_ptr = layout::CMDLINE as u32;
-    hdr.cmdline_size = cmdline.len() as u32;
+    hdr.cmdline_size = hand_over.cmdline.len() as u32;
     hdr.setup_data = layout::SETUP_DATA;
-    if let Some(initrd) = initrd {
+    if let Some(initrd) = hand_over.initrd {
         // Below 4 GiB, where all modules are.
         hdr.ramdisk_image = initrd.start as u32;
         hdr.ramdisk_size = initrd.bytes as u32;
     }
-    let map = pvh::memory_map(memory);
+    let map = pvh::memory_map(memory, hand_over.exit_page);
     params.e820_entries = map.len() as u8;
     for (to, from) in params.e820_table.iter_mut().zip(&map) {
         // The types are those of ACPI in both (6.5, 15.2).
@@ -204,7 +213,13 @@ mod tests {
     fn written(initrd: Option<Module>) -> (Memory, boot_params) {
         let memory = crate::memory::map(8 << 20).unwrap();
         let header = crate::boot::bzimage::tests::header();
-        write(&memory, &header, "quiet", initrd, layout::ACPI).unwrap();
+        let hand_over = HandOver {
+            cmdline: "quiet",
+            initrd,
+            rsdp: layout::ACPI,
+            exit_page: None,
+        };
+        write(&memory, &header, &hand_over).unwrap();
         let params = memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
         (memory, params)
     }

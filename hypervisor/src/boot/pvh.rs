@@ -95,7 +95,7 @@ pub fn top_of_low_ram(memory: &Memory) -> u64 {
 }
 
 /// RAM and what is no RAM, as the guest is told of it.
-pub fn memory_map(memory: &Memory) -> Vec<hvm_memmap_table_entry> {
+pub fn memory_map(memory: &Memory, exit_page: Option<u64>) -> Vec<hvm_memmap_table_entry> {
     let entry = |addr, size, type_| hvm_memmap_table_entry {
         addr,
         size,
@@ -113,6 +113,9 @@ pub fn memory_map(memory: &Memory) -> Vec<hvm_memmap_table_entry> {
         entry(layout::ACPI, layout::HIGH_START - layout::ACPI, MAP_ACPI),
         entry(layout::HIGH_START, top - layout::HIGH_START, MAP_RAM),
     ];
+    if let Some(size) = exit_page {
+        map.push(entry(layout::EXIT_PAGE, size, MAP_RESERVED));
+    }
     if let Some(high) = memory.iter().nth(1) {
         map.push(entry(layout::HOLE_END, high.len(), MAP_RAM));
     }
@@ -146,15 +149,17 @@ fn module_list(memory: &Memory, modules: &[Module]) -> Result<Vec<hvm_modlist_en
     Ok(list)
 }
 
-/// Writes start info, memory map, module list and command line; `rsdp` is where ACPI begins.
+/// Writes start info, memory map, module list and command line; `rsdp` is where ACPI begins,
+/// `exit_page` how long the exit page is, if there is one.
 pub fn write(
     memory: &Memory,
     cmdline: &str,
     modules: &[Module],
     rsdp: u64,
+    exit_page: Option<u64>,
 ) -> Result<(), PvhError> {
     write_text(memory, cmdline, layout::CMDLINE, "the command line")?;
-    let map = memory_map(memory);
+    let map = memory_map(memory, exit_page);
     let list = module_list(memory, modules)?;
     let info = hvm_start_info {
         magic: START_MAGIC,
@@ -242,6 +247,7 @@ mod tests {
                 bytes: 7,
             }],
             layout::ACPI,
+            Some(0x9000),
         )
         .unwrap();
         let info: hvm_start_info = memory.read_obj(GuestAddress(layout::START_INFO)).unwrap();
@@ -269,6 +275,14 @@ mod tests {
             (last.addr, last.size, last.type_),
             (0x10_0000, 7 << 20, MAP_RAM)
         );
+        let page: hvm_memmap_table_entry = memory
+            .read_obj(GuestAddress(info.memmap_paddr + 4 * 24))
+            .unwrap();
+        assert_eq!(
+            (page.addr, page.size, page.type_),
+            (layout::EXIT_PAGE, 0x9000, MAP_RESERVED)
+        );
+        assert_eq!(info.memmap_entries, 5);
     }
 
     #[test]
@@ -310,7 +324,7 @@ mod tests {
             bytes: 0,
         };
         let full = [module("m"); layout::MODULES_MAX];
-        write(&memory, "", &full, layout::ACPI).unwrap();
+        write(&memory, "", &full, layout::ACPI, None).unwrap();
         let last: hvm_modlist_entry = memory
             .read_obj(GuestAddress(layout::MODULE_LIST + 31 * 32))
             .unwrap();
@@ -318,7 +332,7 @@ mod tests {
         let over = [module("m"); layout::MODULES_MAX + 1];
         let long = [module("a name of more than thirty-one bytes")];
         for modules in [&over[..], &long] {
-            let refused = write(&memory, "", modules, layout::ACPI);
+            let refused = write(&memory, "", modules, layout::ACPI, None);
             assert!(matches!(refused, Err(PvhError::List(..))));
         }
     }
@@ -327,7 +341,7 @@ mod tests {
         #[test]
         fn the_map_covers_ram_once(mib in 2_u64..64) {
             let memory = crate::memory::map(mib << 20).unwrap();
-            let map = memory_map(&memory);
+            let map = memory_map(&memory, Some(0x9000));
             let ram: u64 = map.iter().filter(|e| e.type_ == MAP_RAM).map(|e| e.size).sum();
             prop_assert_eq!(ram + layout::HIGH_START - layout::LOW_END, mib << 20);
             for pair in map.windows(2) {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use exit_abi::leaf::flags;
 use exit_abi::reason::{COUNT, Edition, Reason};
 
+use super::hypercall::Mechanism;
 use super::ledger::{Ledger, RowCopy};
 use super::source::kernel::slots::{self, SLOTS};
 use super::source::{Sample, Source, SourceKind};
@@ -372,12 +373,22 @@ pub struct Scratch {
 pub struct Books {
     vcpus: Vec<VcpuBook>,
     kvm: KvmKind,
+    hypercalls: Mechanism,
 }
 
 impl Books {
     /// Opens the books.
     pub fn new(vcpus: Vec<VcpuBook>, kvm: KvmKind) -> Self {
-        Self { vcpus, kvm }
+        Self {
+            vcpus,
+            kvm,
+            hypercalls: Mechanism::Gate,
+        }
+    }
+
+    /// The same, where hypercalls reach the VMM so.
+    pub fn with_hypercalls(self, hypercalls: Mechanism) -> Self {
+        Self { hypercalls, ..self }
     }
 
     /// Which KVM they are of.
@@ -508,12 +519,19 @@ impl Books {
 
     /// Figures of all vCPUs together.
     pub fn all(&self, scratch: &mut Scratch) {
+        self.all_by(scratch, |_, _| ());
+    }
+
+    /// The same, showing `each` those of each vCPU on the way.
+    pub fn all_by(&self, scratch: &mut Scratch, each: impl Fn(usize, &Figures)) {
         if let [only] = self.vcpus.as_slice() {
-            return Self::read_vcpu(only, &mut scratch.sample, &mut scratch.figures);
+            Self::read_vcpu(only, &mut scratch.sample, &mut scratch.figures);
+            return each(0, &scratch.figures);
         }
         scratch.figures.clear();
-        for book in &self.vcpus {
+        for (vcpu, book) in self.vcpus.iter().enumerate() {
             Self::read_vcpu(book, &mut scratch.sample, &mut scratch.vcpu);
+            each(vcpu, &scratch.vcpu);
             scratch.figures.add(&scratch.vcpu);
         }
     }
@@ -557,8 +575,13 @@ impl Books {
         if occurs && self.is_exact(reason) {
             answer |= flags::EXACT;
         }
-        // Ports and addresses that the VMM serves cannot be finished by KVM.
-        if occurs && [Reason::IO, Reason::EPT_MISCONFIG].contains(&reason) {
+        // Ports and addresses that the VMM serves cannot be finished by KVM, nor what it passes on.
+        let served = match reason {
+            Reason::IO | Reason::EPT_MISCONFIG => true,
+            Reason::VMCALL => self.hypercalls == Mechanism::Xen,
+            _ => false,
+        };
+        if occurs && served {
             answer |= flags::EXACT_IN_VMM;
         }
         answer

@@ -9,15 +9,16 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use exit_abi::gate::{Outcome, SLOTS};
+use exit_abi::leaf;
 use exit_abi::leaf::{Layout, Question, Registers, SIGNATURE};
 use exit_abi::reason::{Edition, Reason};
-use exit_abi::{hypercall, leaf};
 use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug,
 };
 
-use super::books::{Books, Scratch};
-use crate::profile::GateFigures;
+use super::books::{Books, Figures, Scratch};
+use super::hypercall::{self, Mechanism};
+use crate::profile::{GateFigures, KvmKind};
 
 /// What instruction stands at a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,16 @@ pub struct Gate {
     pub kind: GateKind,
 }
 
+impl Gate {
+    /// Whether only a breakpoint brings what stands there (`bytes`) to the VMM: not a hypercall that
+    /// KVM passes on by itself. (The other vendor's is #UD, and KVM would have to rewrite it, which
+    /// code that is write-protected does not allow.)
+    pub fn needs_slot(&self, hypercalls: Mechanism, kvm: KvmKind, bytes: &[u8]) -> bool {
+        let passed_on = hypercalls == Mechanism::Xen && hypercall::is_native(kvm, bytes);
+        self.kind == GateKind::Cpuid || !passed_on
+    }
+}
+
 /// The four slots; slot i is DRi.
 pub type Slots = [Option<Gate>; SLOTS];
 
@@ -66,10 +77,29 @@ pub fn is_canonical(address: u64) -> bool {
     top == 0 || top == -1
 }
 
+/// Most hypercall gates that need no slot, since KVM passes the instruction on wherever it stands. A
+/// guest cannot have more of them remembered than that.
+pub const UNARMED_MAX: usize = 16;
+
+/// What a guest has registered.
+#[derive(Clone, Debug, Default)]
+struct Registered {
+    slots: Slots,
+    /// Addresses of hypercalls that reach the VMM without a breakpoint.
+    unarmed: Vec<u64>,
+}
+
+impl Registered {
+    fn has(&self, address: u64) -> bool {
+        let armed = self.slots.iter().flatten().any(|g| g.address == address);
+        armed || self.unarmed.contains(&address)
+    }
+}
+
 /// The gate table of a VM.
 #[derive(Debug)]
 pub struct Gates {
-    slots: Mutex<Slots>,
+    registered: Mutex<Registered>,
     generation: AtomicU64,
     /// Per vCPU: the generation it runs with.
     acknowledged: Vec<AtomicU64>,
@@ -88,7 +118,7 @@ impl Gates {
     /// A table for `vcpus` vCPUs.
     pub fn new(vcpus: usize) -> Self {
         Self {
-            slots: Mutex::default(),
+            registered: Mutex::default(),
             generation: AtomicU64::new(0),
             acknowledged: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
             queries: AtomicU64::new(0),
@@ -99,19 +129,20 @@ impl Gates {
         }
     }
 
-    fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(|e| e.into_inner())
+    fn registered(&self) -> std::sync::MutexGuard<'_, Registered> {
+        self.registered.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Puts a gate into a free slot; the new generation must reach every vCPU.
     pub fn register(&self, gate: Gate) -> Result<u64, Outcome> {
-        let mut slots = self.slots();
+        let mut registered = self.registered();
         if !is_canonical(gate.address) {
             return Err(Outcome::BadAddress);
         }
-        if slots.iter().flatten().any(|g| g.address == gate.address) {
+        if registered.has(gate.address) {
             return Err(Outcome::Duplicate);
         }
+        let slots = &mut registered.slots;
         let free = slots
             .iter_mut()
             .find(|s| s.is_none())
@@ -122,10 +153,33 @@ impl Gates {
         Ok(self.generation.fetch_add(1, Ordering::AcqRel) + 1)
     }
 
-    /// Takes a gate away; the new generation must reach every vCPU.
+    /// Remembers a gate whose hypercall KVM passes on by itself. Nothing is armed, so nothing must
+    /// reach anybody.
+    pub fn register_unarmed(&self, address: u64) -> Result<(), Outcome> {
+        let mut registered = self.registered();
+        if !is_canonical(address) {
+            return Err(Outcome::BadAddress);
+        }
+        if registered.has(address) {
+            return Err(Outcome::Duplicate);
+        }
+        if registered.unarmed.len() == UNARMED_MAX {
+            return Err(Outcome::Full);
+        }
+        registered.unarmed.push(address);
+        Ok(())
+    }
+
+    /// Takes a gate away; the new generation must reach every vCPU. (It is the old one where nothing
+    /// was armed.)
     pub fn withdraw(&self, address: u64) -> Result<u64, Outcome> {
-        let mut slots = self.slots();
-        let slot = slots
+        let mut registered = self.registered();
+        if let Some(place) = registered.unarmed.iter().position(|a| *a == address) {
+            registered.unarmed.swap_remove(place);
+            return Ok(self.generation());
+        }
+        let slot = registered
+            .slots
             .iter_mut()
             .find(|s| s.is_some_and(|g| g.address == address))
             .ok_or(Outcome::NotFound)?;
@@ -135,8 +189,8 @@ impl Gates {
 
     /// The table and its generation, as one.
     pub fn read(&self) -> (Slots, u64) {
-        let slots = self.slots();
-        (*slots, self.generation.load(Ordering::Acquire))
+        let registered = self.registered();
+        (registered.slots, self.generation.load(Ordering::Acquire))
     }
 
     /// The current generation: all that the run loop looks at.
@@ -246,6 +300,8 @@ pub struct Oracle<'a> {
     pub layout: Layout,
     /// Which reasons are defined.
     pub edition: Edition,
+    /// Whether there is an exit page.
+    pub exit_page: bool,
 }
 
 /// EBX, ECX, EDX of the discovery leaf and EAX: static.
@@ -266,23 +322,32 @@ pub fn discovery() -> Registers {
     }
 }
 
-/// The answer of the information leaf: static. There is no exit page yet.
-pub fn info(layout: Layout) -> Registers {
+/// The answer of the information leaf: static.
+pub fn info(layout: Layout, exit_page: bool) -> Registers {
+    /// Its page number. (Below 4 GiB: it fits.)
+    const NUMBER: u32 = (exit_abi::page::ADDRESS >> 12) as u32;
     Registers {
         eax: exit_abi::VERSION,
-        ebx: 0,
-        ecx: 0,
+        ebx: exit_page.into(),
+        ecx: if exit_page { NUMBER } else { 0 },
         edx: layout.pack(),
     }
 }
 
 impl Oracle<'_> {
-    /// Answers a question. `ecx` is the guest's: all 32 bits of it are checked.
-    pub fn answer(&self, question: Question, ecx: u32, scratch: &mut Scratch) -> Registers {
+    /// Answers a question. `ecx` is the guest's: all 32 bits of it are checked. What each vCPU's
+    /// figures are, as far as they are read for it, is shown to `each`.
+    pub fn answer(
+        &self,
+        question: Question,
+        ecx: u32,
+        scratch: &mut Scratch,
+        each: impl Fn(usize, &Figures),
+    ) -> Registers {
         let defined = || Reason::new(ecx).filter(|r| r.is_defined(self.edition));
         match question {
             Question::Discovery => discovery(),
-            Question::Info => info(self.layout),
+            Question::Info => info(self.layout, self.exit_page),
             Question::Flags => {
                 let flags = Reason::new(ecx).map_or(0, |r| self.books.flags(r, self.edition));
                 Registers {
@@ -291,27 +356,27 @@ impl Oracle<'_> {
                 }
             }
             Question::Map => {
-                self.books.all(scratch);
+                self.books.all_by(scratch, each);
                 Registers::from_map(scratch.figures.map())
             }
             Question::TotalExits => {
-                self.books.all(scratch);
+                self.books.all_by(scratch, each);
                 Registers::from_exits(scratch.figures.known())
             }
             Question::TotalCycles => {
-                self.books.all(scratch);
+                self.books.all_by(scratch, each);
                 Registers::from_cycles(scratch.figures.cycles())
             }
             Question::ExitsOf => match defined() {
                 Some(reason) => {
-                    self.books.all(scratch);
+                    self.books.all_by(scratch, each);
                     Registers::from_exits(scratch.figures.lines[reason.index()].row.exits)
                 }
                 None => Registers::undefined(),
             },
             Question::CyclesOf => match defined() {
                 Some(reason) => {
-                    self.books.all(scratch);
+                    self.books.all_by(scratch, each);
                     Registers::from_cycles(scratch.figures.lines[reason.index()].row.cycles)
                 }
                 None => Registers::undefined(),
@@ -331,20 +396,6 @@ pub fn log_line(question: Question, ecx: u32, answer: Registers) -> Option<Strin
         Question::CyclesOf => format!("sd> Exit_Reason : {ecx} , Time_Taken : {}", answer.cycles()),
         _ => return None,
     })
-}
-
-/// RAX of a hypercall's answer. Outside 64-bit mode only EAX is the number, as KVM has it.
-pub fn hypercall_answer(rax: u64, cpl: u8, in_64_bit_mode: bool) -> u64 {
-    let number = if in_64_bit_mode {
-        rax
-    } else {
-        rax & 0xFFFF_FFFF
-    };
-    match (cpl, number) {
-        (1.., _) => hypercall::NOT_PERMITTED,
-        (_, hypercall::WHO_ARE_YOU) => hypercall::ANSWER,
-        _ => hypercall::UNKNOWN,
-    }
 }
 
 #[cfg(test)]
@@ -411,14 +462,26 @@ mod tests {
     }
 
     #[test]
-    fn hypercalls() {
-        assert_eq!(hypercall_answer(0x283, 0, true), 0x0033_3832_4550_4D43);
-        assert_eq!(hypercall_answer(0x284, 0, true) as i64, -1000);
-        assert_eq!(hypercall_answer(0x283, 3, true) as i64, -1);
-        // What 64-bit code has left in the upper half.
-        let stale = 0xFFFF_8000_0000_0283;
-        assert_eq!(hypercall_answer(stale, 0, true) as i64, -1000);
-        assert_eq!(hypercall_answer(stale, 0, false), 0x0033_3832_4550_4D43);
+    fn a_gate_that_needs_no_slot_is_remembered_all_the_same() {
+        let gates = Gates::new(1);
+        let most = UNARMED_MAX as u64;
+        for i in 0..most {
+            assert_eq!(gates.register_unarmed(0x1000 + i), Ok(()));
+        }
+        assert_eq!(gates.register_unarmed(0x1001), Err(Outcome::Duplicate));
+        assert_eq!(gates.register_unarmed(0x2000), Err(Outcome::Full));
+        assert_eq!(gates.register_unarmed(1 << 47), Err(Outcome::BadAddress));
+        assert_eq!(gates.register(gate(0x1001)), Err(Outcome::Duplicate));
+        assert_eq!((gates.generation(), gates.figures().armed), (0, 0));
+        assert_eq!(gates.withdraw(0x1001), Ok(0), "nothing to spread");
+        assert_eq!(gates.withdraw(0x1001), Err(Outcome::NotFound));
+        assert_eq!(gates.register(gate(0x1001)), Ok(1));
+        assert_eq!(gates.register_unarmed(0x1001), Err(Outcome::Duplicate));
+        assert_eq!(
+            gates.register_unarmed(0x2000),
+            Ok(()),
+            "there is room again"
+        );
     }
 
     fn books() -> Books {
@@ -433,11 +496,12 @@ mod tests {
 
     fn ask(books: &Books, edition: Edition, question: Question, ecx: u32) -> Registers {
         Oracle {
+            exit_page: false,
             books,
             layout: Layout::CLASSIC,
             edition,
         }
-        .answer(question, ecx, &mut Scratch::default())
+        .answer(question, ecx, &mut Scratch::default(), |_, _| ())
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 pub mod books;
 pub mod gate;
+pub mod hypercall;
 pub mod ledger;
 pub mod milestone;
+pub mod page;
 pub mod rate;
 pub mod reason;
 pub mod source;

@@ -48,6 +48,12 @@ impl Rate {
         u64::try_from(cycles).unwrap_or(u64::MAX)
     }
 
+    /// Cycles per nanosecond, with 32 bits behind the point: as a guest is told it
+    /// ([`exit_abi::page::head::RATE`]).
+    pub const fn fraction(self) -> u64 {
+        self.0
+    }
+
     /// In MHz, for people.
     pub fn mhz(self) -> u64 {
         self.cycles(1_000)

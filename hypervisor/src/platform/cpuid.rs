@@ -6,7 +6,7 @@
 //! | 7.0 | ECX\[16\] LA57 off: gates are checked as 48-bit addresses |
 //! | 0xB, 0x1F | EDX = x2APIC ID |
 //! | 0x4FFFFF00 | added: discovery (`exit_abi::leaf::DISCOVERY`) |
-//! | 0x4FFFFF03 | added: interface version and layout (`exit_abi::leaf::INFO`) |
+//! | 0x4FFFFF03 | added: interface version, exit page and layout (`exit_abi::leaf::INFO`) |
 
 use exit_abi::leaf::{self, Layout, Registers};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
@@ -29,7 +29,13 @@ fn entry(function: u32, r: Registers) -> kvm_cpuid_entry2 {
 }
 
 /// The CPUID table of one vCPU; `None` if it has no room for our leaves.
-pub fn table(supported: &CpuId, apic_id: u8, layout: Layout, deadline: bool) -> Option<CpuId> {
+pub fn table(
+    supported: &CpuId,
+    apic_id: u8,
+    layout: Layout,
+    exit_page: bool,
+    deadline: bool,
+) -> Option<CpuId> {
     let mut entries = supported.as_slice().to_vec();
     for e in &mut entries {
         match e.function {
@@ -46,7 +52,7 @@ pub fn table(supported: &CpuId, apic_id: u8, layout: Layout, deadline: bool) -> 
         }
     }
     entries.push(entry(leaf::DISCOVERY, gate::discovery()));
-    entries.push(entry(leaf::INFO, gate::info(layout)));
+    entries.push(entry(leaf::INFO, gate::info(layout, exit_page)));
     CpuId::from_entries(&entries).ok()
 }
 
@@ -62,12 +68,13 @@ mod tests {
         };
         let supported =
             CpuId::from_entries(&[entry(1, one), entry(0xB, Registers::default())]).unwrap();
-        let table = table(&supported, 3, Layout::REVERSED, true).unwrap();
+        let table = table(&supported, 3, Layout::REVERSED, true, true).unwrap();
         let find = |f| table.as_slice().iter().find(|e| e.function == f).unwrap();
         assert_eq!(find(1).ebx, 0x0300_0800);
         assert_eq!(find(1).ecx, TSC_DEADLINE | HYPERVISOR);
         assert_eq!(find(0xB).edx, 3);
         assert_eq!(find(leaf::DISCOVERY).eax, 0x4FFF_FFFF);
         assert_eq!(find(leaf::INFO).edx, Layout::REVERSED.pack());
+        assert_eq!((find(leaf::INFO).ebx, find(leaf::INFO).ecx), (1, 0xD1000));
     }
 }

@@ -135,7 +135,7 @@ fn isa(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
     fdt.end_node(bus)
 }
 
-/// What only Exitvisor has: gates, power, the scratch page.
+/// What only Exitvisor has: gates, power, the scratch page, the exit page.
 fn own(fdt: &mut FdtWriter, machine: &Machine<'_>) -> Result<(), vm_fdt::Error> {
     let node = fdt.begin_node("gates")?;
     fdt.property_string("compatible", names::GATES)?;
@@ -156,6 +156,14 @@ fn own(fdt: &mut FdtWriter, machine: &Machine<'_>) -> Result<(), vm_fdt::Error> 
     let node = fdt.begin_node(&format!("scratch@{:x}", layout::SCRATCH_PAGE))?;
     fdt.property_string("compatible", names::SCRATCH)?;
     fdt.property_array_u64("reg", &[layout::SCRATCH_PAGE, 0x1000])?;
+    fdt.end_node(node)?;
+
+    let Some(size) = machine.exit_page else {
+        return Ok(());
+    };
+    let node = fdt.begin_node(&format!("exit-page@{:x}", layout::EXIT_PAGE))?;
+    fdt.property_string("compatible", names::EXIT_PAGE)?;
+    fdt.property_array_u64("reg", &[layout::EXIT_PAGE, size])?;
     fdt.end_node(node)
 }
 
@@ -239,6 +247,20 @@ mod tests {
         assert_eq!(cells(power, names::RESET), [0xE22, 0xA5]);
         let scratch = compatible(root, names::SCRATCH);
         assert_eq!(ranges(scratch), [(0xD000_0000, 0x1000)]);
+        let page = compatible(root, names::EXIT_PAGE);
+        assert_eq!(ranges(page), [(0xD100_0000, 0x9000)]);
+    }
+
+    #[test]
+    fn without_an_exit_page_there_is_no_node() {
+        let without = Machine {
+            exit_page: None,
+            ..machine(1)
+        };
+        let blob = tree(&without).unwrap();
+        let fdt = Fdt::new(&blob).unwrap();
+        assert!(fdt.find_node("/exit-page@d1000000").is_none());
+        assert!(fdt.find_node("/scratch@d0000000").is_some());
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub struct Machine<'a> {
     pub timer_hz: u32,
     /// How often the machine has been reset.
     pub resets: u32,
+    /// Bytes of the exit page, if there is one.
+    pub exit_page: Option<u64>,
 }
 
 /// The descriptions, as they lie in guest memory.
@@ -109,6 +111,7 @@ pub(crate) mod tests {
             leaves: Layout::CLASSIC,
             timer_hz: 1_000_000_000,
             resets: 0,
+            exit_page: Some(0x9000),
         }
     }
 

@@ -327,43 +327,8 @@ fn caveats(a: &Profile, b: &Profile) -> Vec<String> {
         }
     }
     caveats.extend(unequal_ledgers(a, b));
-    let facts: [Fact; 12] = [
-        ("KVM", |p| p.host.kvm.module().to_owned()),
-        ("sources", served),
-        ("level of the kernel ledger", |p| {
-            p.ledger_level().unwrap_or_default().to_owned()
-        }),
-        ("paging", |p| p.host.paging.clone()),
-        ("CPU", |p| p.host.cpu.clone()),
-        ("host kernel", |p| p.host.kernel.clone()),
-        ("number of vCPUs", |p| p.machine.cpus.to_string()),
-        ("memory", |p| format!("{} bytes", p.machine.memory)),
-        ("boot", |p| p.machine.boot.clone()),
-        ("command line", |p| p.machine.cmdline.clone()),
-        ("layout of leaves", |p| p.machine.layout.clone()),
-        ("SDM edition", |p| p.machine.sdm.clone()),
-    ];
-    for (what, of) in facts {
-        let (was, is) = (of(a), of(b));
-        if was != is {
-            let [was, is] = [was, is].map(|s| if s.is_empty() { "none".to_owned() } else { s });
-            caveats.push(format!("{what}: {was} → {is}"));
-        }
-    }
-    let (were, are) = (images(a), images(b));
-    let roles: BTreeSet<&str> = were.keys().chain(are.keys()).copied().collect();
-    for role in roles {
-        let short = |hash: Option<&&str>| {
-            hash.map_or("none".to_owned(), |h| {
-                h.chars().take(12).chain(['…']).collect::<String>()
-            })
-        };
-        let (was, is) = (were.get(role), are.get(role));
-        if was != is {
-            let (was, is) = (short(was), short(is));
-            caveats.push(format!("{role} image, SHA-256: {was} → {is}"));
-        }
-    }
+    let differences = differences(a, b).into_iter();
+    caveats.extend(differences.map(|d| format!("{}: {} → {}", d.what, d.was, d.is)));
     let mut recounted = BTreeMap::<(&str, &str), Vec<String>>::new();
     for now in &b.total.reasons {
         if let Some(then) = a.total.reason(now.reason)
@@ -378,6 +343,70 @@ fn caveats(a: &Profile, b: &Profile) -> Vec<String> {
         caveats.push(format!("counted by: {was} → {is} (reasons {numbers})"));
     }
     caveats
+}
+
+/// A fact in which two profiles differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Difference {
+    /// Which.
+    pub(super) what: String,
+    /// What the first profile says.
+    pub(super) was: String,
+    /// What the second profile says.
+    pub(super) is: String,
+}
+
+/// What the difference in paging is called.
+pub(super) const PAGING: &str = "paging";
+/// What the difference in the kernel's command line is called.
+pub(super) const COMMAND_LINE: &str = "command line";
+
+/// In what host, machine, images and sources of two profiles differ.
+pub(super) fn differences(a: &Profile, b: &Profile) -> Vec<Difference> {
+    let mut differences = Vec::new();
+    let facts: [Fact; 12] = [
+        ("KVM", |p| p.host.kvm.module().to_owned()),
+        ("sources", served),
+        ("level of the kernel ledger", |p| {
+            p.ledger_level().unwrap_or_default().to_owned()
+        }),
+        (PAGING, |p| p.host.paging.clone()),
+        ("CPU", |p| p.host.cpu.clone()),
+        ("host kernel", |p| p.host.kernel.clone()),
+        ("number of vCPUs", |p| p.machine.cpus.to_string()),
+        ("memory", |p| format!("{} bytes", p.machine.memory)),
+        ("boot", |p| p.machine.boot.clone()),
+        (COMMAND_LINE, |p| p.machine.cmdline.clone()),
+        ("layout of leaves", |p| p.machine.layout.clone()),
+        ("SDM edition", |p| p.machine.sdm.clone()),
+    ];
+    for (what, of) in facts {
+        let (was, is) = (of(a), of(b));
+        if was != is {
+            let [was, is] = [was, is].map(|s| if s.is_empty() { "none".to_owned() } else { s });
+            let what = what.to_owned();
+            differences.push(Difference { what, was, is });
+        }
+    }
+    let (were, are) = (images(a), images(b));
+    let roles: BTreeSet<&str> = were.keys().chain(are.keys()).copied().collect();
+    for role in roles {
+        let short = |hash: Option<&&str>| {
+            hash.map_or("none".to_owned(), |h| {
+                h.chars().take(12).chain(['…']).collect::<String>()
+            })
+        };
+        let (was, is) = (were.get(role), are.get(role));
+        if was != is {
+            let (was, is) = (short(was), short(is));
+            differences.push(Difference {
+                what: format!("{role} image, SHA-256"),
+                was,
+                is,
+            });
+        }
+    }
+    differences
 }
 
 #[cfg(test)]

@@ -449,6 +449,9 @@ impl Profile {
                 "the vCPUs add up to {vcpus} exits, the total is {total}"
             ));
         }
+        if let Some(void) = self.paging_contradiction() {
+            warnings.push(format!("this profile is void: {void}"));
+        }
         warnings
     }
 }

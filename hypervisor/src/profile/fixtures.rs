@@ -144,6 +144,8 @@ pub(crate) fn zero() -> Profile {
             leaves: [0x4FFF_FFFF, 0x4FFF_FFFE, 0x4FFF_FFFD, 0x4FFF_FFFC],
             sdm: "current".to_owned(),
             boot: "PVH".to_owned(),
+            hypercall: Some("gate".to_owned()),
+            exit_page: None,
             images: vec![Image {
                 role: "kernel".to_owned(),
                 path: "target/guests/guest-kernel".to_owned(),

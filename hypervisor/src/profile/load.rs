@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn refusals() {
         let whole = json::render(&fixtures::software());
-        let newer = r#"{"schema":"exitvisor-profile","version":3,"shape":{"new":[]}}"#;
+        let newer = r#"{"schema":"exitvisor-profile","version":4,"shape":{"new":[]}}"#;
         let all = [
             refusal(b""),
             refusal(b" \n"),

@@ -13,6 +13,7 @@ pub mod fixed;
 pub(crate) mod fixtures;
 pub mod limit;
 pub mod load;
+pub mod paging;
 pub mod passes;
 pub mod runs;
 pub mod save;
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 /// Value of [`Profile::schema`].
 pub const SCHEMA: &str = "exitvisor-profile";
 /// Version of the schema that this code writes, and the highest that it reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// One run, measured: its first boot, and those that followed it if the guest reset itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -169,8 +170,16 @@ pub struct Machine {
     pub sdm: String,
     /// How the kernel was entered: `PVH`, `PVH via firmware`.
     pub boot: String,
+    /// How hypercalls reached the VMM: `xen` (KVM passed every one on, as KVM_EXIT_XEN) or `gate`
+    /// (a breakpoint on the instruction); absent before version 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypercall: Option<String>,
     /// The files that were loaded.
     pub images: Vec<Image>,
+    /// Who wrote the exit page of the first boot ([`exit_abi::page::PageKind::name`]), if there was
+    /// one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_page: Option<String>,
 }
 
 /// A file that was loaded.

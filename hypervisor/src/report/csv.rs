@@ -113,7 +113,7 @@ fn rows(out: &mut String, profile: &Profile, boot: &Boot<'_>, step: &Step<'_>, b
 
 /// A field with text that may come from a guest: quoted where needed, never a formula, and
 /// without control characters that a terminal would act on.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut field = String::with_capacity(text.len() + 2);
     if text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
         field.push('\'');

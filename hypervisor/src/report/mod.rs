@@ -10,9 +10,11 @@ mod format;
 pub mod json;
 pub mod layout;
 mod names;
+pub mod paging;
 mod passes;
 pub mod runs;
 pub mod summary;
+pub mod survey;
 mod table;
 pub mod text;
 

@@ -64,8 +64,12 @@ fn title(profile: &Profile) -> String {
         }
         layout => format!("{layout} leaves"),
     };
+    let page = match &machine.exit_page {
+        Some(writer) => format!(", exit page by {writer}"),
+        None => String::new(),
+    };
     let title = format!(
-        "{} {} · {} · {} · {cpus}, {} · {leaves}",
+        "{} {} · {} · {} · {cpus}, {} · {leaves}{page}",
         profile.tool.name,
         profile.tool.version,
         kernel,
@@ -168,6 +172,11 @@ fn gates(profile: &Profile) -> String {
         if profile.host.kvm != KvmKind::Software {
             text += ", masking the guest's own hardware breakpoints";
         }
+    }
+    match profile.machine.hypercall.as_deref() {
+        Some("xen") => text += " · VMCALL: KVM passes every one on",
+        Some("gate") => text += " · VMCALL: at gates",
+        _ => {}
     }
     text
 }

@@ -126,6 +126,8 @@ mod tests {
             leaves: "classic".parse().unwrap(),
             edition: Edition::Current,
             kernel_ledger: Default::default(),
+            hypercall: Default::default(),
+            exit_page: true,
             log_queries: false,
             console: Console::Stdout,
             dump: Default::default(),

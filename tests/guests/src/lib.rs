@@ -5,6 +5,9 @@
 #![cfg_attr(not(test), no_std)]
 
 #[cfg(target_os = "none")]
+pub mod page;
+
+#[cfg(target_os = "none")]
 pub mod traps;
 
 #[cfg(target_os = "none")]

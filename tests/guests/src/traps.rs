@@ -18,7 +18,7 @@ pub static UNDEFINED_COUNT: AtomicU64 = AtomicU64::new(0);
 
 global_asm!(
     ".pushsection .text.traps, \"ax\"",
-    ".global trap_debug, trap_undefined",
+    ".global trap_debug, trap_undefined, trap_protection",
     "trap_debug:",
     "push rax",
     "mov rax, dr6",
@@ -38,24 +38,36 @@ global_asm!(
     "inc qword ptr [rip + UNDEFINED_COUNT]",
     "add qword ptr [rsp], 3",
     "iretq",
+    "trap_protection:",
+    "inc qword ptr [rip + PROTECTION_COUNT]",
+    // Behind the error code.
+    "add qword ptr [rsp + 8], 2",
+    "add rsp, 8",
+    "iretq",
     ".popsection",
 );
 
+/// How many #GP came; each skips two bytes (RDMSR, WRMSR).
+#[unsafe(no_mangle)]
+pub static PROTECTION_COUNT: AtomicU64 = AtomicU64::new(0);
+
 static mut IDT: [[u64; 2]; 32] = [[0; 2]; 32];
+
+/// An interrupt gate of the 64-bit code segment, present (SDM vol. 3A, 7.14.1).
+fn gate(handler: u64) -> [u64; 2] {
+    [
+        handler & 0xFFFF | 0x08 << 16 | 0x8E00 << 32 | (handler & 0xFFFF_0000) << 32,
+        handler >> 32,
+    ]
+}
 
 /// Loads the IDT.
 pub fn install() {
     unsafe extern "C" {
         fn trap_debug();
         fn trap_undefined();
+        fn trap_protection();
     }
-    // An interrupt gate of the 64-bit code segment, present (SDM vol. 3A, 7.14.1).
-    let gate = |handler: u64| {
-        [
-            handler & 0xFFFF | 0x08 << 16 | 0x8E00 << 32 | (handler & 0xFFFF_0000) << 32,
-            handler >> 32,
-        ]
-    };
     #[repr(C, packed)]
     struct Pointer(u16, u64);
     // SAFETY: there is one CPU and no exception yet: nobody else uses the table while it is made;
@@ -63,12 +75,19 @@ pub fn install() {
     unsafe {
         IDT[1] = gate(trap_debug as *const () as u64);
         IDT[6] = gate(trap_undefined as *const () as u64);
+        IDT[13] = gate(trap_protection as *const () as u64);
         let pointer = Pointer(
             size_of::<[[u64; 2]; 32]>() as u16 - 1,
             &raw const IDT as u64,
         );
         asm!("lidt [{}]", in(reg) &pointer);
     }
+}
+
+/// Makes an exception lead elsewhere: to code that takes the frame it is given.
+pub fn set(vector: usize, handler: u64) {
+    // SAFETY: there is one CPU, and the exception does not come while its gate is written.
+    unsafe { IDT[vector] = gate(handler) };
 }
 
 /// The number of #DB so far.

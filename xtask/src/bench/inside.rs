@@ -240,7 +240,8 @@ impl Plan {
 
     /// The profiler's own exits by #DB are the questions.
     fn queries(&self, length: u64, span: Span) -> anyhow::Result<Sample> {
-        let profile = self.profile(&self.kernel, span.tracing(), &format!("queries={length}"))?;
+        let cmdline = format!("exits=leaves queries={length}");
+        let profile = self.profile(&self.kernel, span.tracing(), &cmdline)?;
         let mut reasons = profile.total.reasons.iter();
         let exceptions = reasons
             .find(|reason| reason.reason == 0)

@@ -217,7 +217,8 @@ fn obey(orders: &Orders, line: &Arc<Line>) -> anyhow::Result<u8> {
     Ok(status)
 }
 
-fn load_module(load: &Load) -> anyhow::Result<()> {
+/// Loads a module, if it is not there.
+pub(super) fn load_module(load: &Load) -> anyhow::Result<()> {
     if Path::new("/sys/module")
         .join(&load.name)
         .join("refcnt")

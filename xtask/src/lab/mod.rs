@@ -11,6 +11,7 @@ mod image;
 mod kernel;
 mod machine;
 mod memory;
+pub(crate) mod modprobe;
 mod packages;
 pub(crate) mod perf;
 mod programs;
@@ -452,6 +453,9 @@ impl Place {
         let mut image = Image::new()?;
         for module in self.modules(job.host)? {
             image.file(&module.file, &in_lab(&module))?;
+        }
+        for name in modprobe::NAMES {
+            image.link(&Path::new("/usr/bin").join(name), Path::new(agent::INIT));
         }
         image.folder(&orders.cwd);
         if busybox.is_empty() {

@@ -147,7 +147,7 @@ impl Plan {
 
 /// How many labs run at once, this host's own tests counting as one: one for each CPU, as far as
 /// memory allows.
-fn at_once() -> usize {
+pub(crate) fn at_once() -> usize {
     const OF_A_LAB: u64 = 3 << 30;
     let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let available = std::fs::read_to_string("/proc/meminfo").ok();
@@ -257,6 +257,8 @@ impl OneLab {
         job.cwd = PathBuf::from("/lab/tests");
         job.env
             .push(("EXITVISOR_LAB".into(), suite.host().name().into()));
+        job.env
+            .push(("EXITVISOR_XTASK".into(), job.program.clone().into()));
         job.args.push("test-inside".into());
         let all = self.programs.into_iter().map(|program| (program, ""));
         let own = self.own.into_iter().map(|program| (program, OF_THE_KERNEL));

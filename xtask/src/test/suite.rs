@@ -83,9 +83,11 @@ impl Suite {
     /// Whether this black-box test program runs there.
     pub(crate) fn wants(self, program: &str) -> bool {
         match self {
-            Self::AmdSmp => ["gates", "neighbours", "smp"].contains(&program),
+            Self::AmdSmp => {
+                ["exit_log", "exit_page", "gates", "neighbours", "smp"].contains(&program)
+            }
             Self::AmdShadow | Self::IntelShadow => {
-                ["kernel_ledger", "neighbours"].contains(&program)
+                ["exit_log", "exit_page", "kernel_ledger", "neighbours"].contains(&program)
             }
             // The slowest lab: what the others show of firmware and devices is not the vendor's.
             Self::Intel if ["firmware", "platform"].contains(&program) => false,

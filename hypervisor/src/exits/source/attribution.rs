@@ -14,7 +14,8 @@ use crate::exits::rate::Rate;
 use crate::profile::{self, Ask, Histogram, KvmKind};
 
 /// One vCPU in the kernel-side ledger, from the moment this was made: the ledger outlives a reset,
-/// a vCPU does not.
+/// a vCPU does not. (Rows are cleared between two boots where the kernel lets us; what was asked for
+/// and histograms are not.)
 pub struct KernelSource {
     ledger: Arc<KernelLedger>,
     vcpu: u32,
@@ -72,7 +73,8 @@ impl KernelSource {
             let nanos = now.ns.saturating_sub(before.ns[slot]);
             let own_cycles = self.rate.cycles(own_nanos);
             let cycles = self.rate.cycles(nanos.saturating_sub(own_nanos));
-            // The extremes of an earlier boot cannot be told from this one's.
+            // Where the kernel would not clear them, the extremes of an earlier boot cannot be told
+            // from this one's.
             let (min_ns, max_ns) = match before.timed[slot] {
                 0 => (now.min_ns, now.max_ns),
                 _ => (0, 0),

@@ -11,6 +11,7 @@ use super::run::RunSource;
 use super::stats::StatsSource;
 use super::{Source, SourceKind};
 use crate::exits::books::VcpuBook;
+use crate::exits::hypercall::Mechanism;
 use crate::exits::ledger::Ledger;
 use crate::exits::rate::Rate;
 use crate::profile::figures::EMULATED_EVENTS;
@@ -131,6 +132,7 @@ pub fn open(
     ledger: &Arc<Ledger>,
     kvm: KvmKind,
     kernel: &KernelSide,
+    hypercalls: Mechanism,
 ) -> (VcpuBook, Vec<SourceInfo>) {
     let mut sources: Vec<Box<dyn Source>> = vec![Box::new(RunSource(ledger.clone()))];
     let mut infos = vec![SourceInfo {
@@ -143,15 +145,19 @@ pub fn open(
         level: None,
     }];
     let software = kvm == KvmKind::Software;
-    let (available, completeness) = match StatsSource::open(fd, !software) {
+    let answered_by_kvm = hypercalls == Mechanism::Gate;
+    let (available, completeness) = match StatsSource::open(fd, !software, answered_by_kvm) {
         Ok(stats) => {
             sources.push(Box::new(stats));
             let what = if software {
                 "the total of all exits, as software KVM counts them; HLT per reason (the other \
                  counters stay 0 there); no cycles"
-            } else {
+            } else if answered_by_kvm {
                 "the total of all exits; HLT, external interrupt, I/O, interrupt and NMI window, \
                  VMCALL per reason; no cycles"
+            } else {
+                "the total of all exits; HLT, external interrupt, I/O, interrupt and NMI window \
+                 per reason; no cycles"
             };
             (true, what.to_owned())
         }

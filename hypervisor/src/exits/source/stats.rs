@@ -111,12 +111,18 @@ pub struct StatsSource {
     /// Every counter counts. Software KVM leaves `io_exits` and others at zero: there only halts
     /// are exact (20 of 20, 60 of 60 in every run, Linux 6.18).
     all_count: bool,
+    /// `hypercalls` counts: those that KVM answers itself, so none of those that it passes on.
+    hypercalls_count: bool,
     rate: Rate,
 }
 
 impl StatsSource {
-    /// Opens the statistics of a vCPU.
-    pub fn open(vcpu: &VcpuFd, all_count: bool) -> Result<Self, StatsError> {
+    /// Opens the statistics of a vCPU: whether all its counters count, and that of hypercalls.
+    pub fn open(
+        vcpu: &VcpuFd,
+        all_count: bool,
+        hypercalls_count: bool,
+    ) -> Result<Self, StatsError> {
         // SAFETY: KVM_GET_STATS_FD takes no argument and touches no memory of ours; `vcpu` is a
         // live vCPU descriptor for the length of the call.
         let fd = unsafe { vmm_sys_util::ioctl::ioctl(vcpu, request::KVM_GET_STATS_FD()) };
@@ -126,10 +132,10 @@ impl StatsSource {
         // SAFETY: the kernel has just made this descriptor for us and nobody else has it, so that
         // `File` is its only owner.
         let file = unsafe { File::from_raw_fd(fd) };
-        Self::from_file(file, all_count)
+        Self::from_file(file, all_count, hypercalls_count)
     }
 
-    fn from_file(file: File, all_count: bool) -> Result<Self, StatsError> {
+    fn from_file(file: File, all_count: bool, hypercalls_count: bool) -> Result<Self, StatsError> {
         let mut header = [0; HEADER_SIZE];
         file.read_exact_at(&mut header, 0)
             .map_err(StatsError::Read)?;
@@ -154,6 +160,7 @@ impl StatsSource {
             data: data.into(),
             offsets,
             all_count,
+            hypercalls_count,
             rate: Rate::measured(),
         };
         let mut probe = Sample::default();
@@ -192,6 +199,7 @@ impl Source for StatsSource {
 
     fn is_exact(&self, reason: Reason) -> bool {
         (self.all_count || reason == Reason::HLT)
+            && (self.hypercalls_count || reason != Reason::VMCALL)
             && PER_REASON
                 .iter()
                 .zip(self.offsets.per_reason)
@@ -249,7 +257,7 @@ mod tests {
             descriptor("halt_exits", 1, 16),
             descriptor("exits", 1, 8),
         ];
-        let source = StatsSource::from_file(file(&descriptors, &[7, 100, 20]), true).unwrap();
+        let source = StatsSource::from_file(file(&descriptors, &[7, 100, 20]), true, true).unwrap();
         let mut sample = Sample::default();
         source.sample(&mut sample);
         assert_eq!(sample.total, Some(100));
@@ -260,20 +268,30 @@ mod tests {
     }
 
     #[test]
+    fn hypercalls_are_known_exactly_while_kvm_answers_them() {
+        let descriptors = [descriptor("exits", 1, 0), descriptor("hypercalls", 1, 8)];
+        for counted in [true, false] {
+            let file = file(&descriptors, &[9, 2]);
+            let source = StatsSource::from_file(file, true, counted).unwrap();
+            assert_eq!(source.is_exact(Reason::VMCALL), counted);
+        }
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         let none = [descriptor("halt_exits", 1, 0)];
         assert!(matches!(
-            StatsSource::from_file(file(&none, &[1]), true),
+            StatsSource::from_file(file(&none, &[1]), true, true),
             Err(StatsError::Layout)
         ));
         let far = [descriptor("exits", 1, u32::MAX - 3)];
         assert!(matches!(
-            StatsSource::from_file(file(&far, &[1]), true),
+            StatsSource::from_file(file(&far, &[1]), true, true),
             Err(StatsError::Layout)
         ));
         let short = [descriptor("exits", 1, 8)];
         assert!(matches!(
-            StatsSource::from_file(file(&short, &[1]), true),
+            StatsSource::from_file(file(&short, &[1]), true, true),
             Err(StatsError::Read(_))
         ));
     }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! ledger     a record per vCPU     a row per slot, 64 bytes: one cache line for one reason
-//!                                  the header, in the last row's place
-//!            the table of threads  {pid_tgid: u64, record offset: u32, vCPU: u32} × 4096
+//!            a header per vCPU     64 bytes
+//!            the table of threads  {pid_tgid: u64, header offset: u32, vCPU: u32} × 4096
 //!            the tail              stray events
 //! marks      64 bytes per vCPU     the mark: u64
 //! asks       a block per vCPU      overflows per kind, then {key: u64, count: u64} × 1040
@@ -12,6 +12,9 @@
 //!
 //! There are records for a power of two of vCPUs, so that a masked index is in bounds, which the
 //! verifier can see.
+//!
+//! The guest is shown its vCPUs' records, whole pages, as its exit page ([`exit_abi::page`]): in them
+//! is nothing but rows. What is the host's own lies behind them.
 
 use super::asks::AskKind;
 use super::slots::SLOTS;
@@ -22,43 +25,47 @@ pub(super) const RECORD: usize = 1 << RECORD_SHIFT;
 /// A row's size, as a shift.
 pub(super) const ROW_SHIFT: u32 = 6;
 
-/// A row's numbers: offsets in it.
+/// A row's numbers: offsets in it, as a guest reads them; times are nanoseconds.
 pub(super) mod row {
+    use exit_abi::page::row;
+
     /// Exits.
-    pub(in super::super) const EXITS: usize = 0;
+    pub(in super::super) const EXITS: usize = row::EXITS;
     /// Those whose time is known.
-    pub(in super::super) const TIMED: usize = 8;
+    pub(in super::super) const TIMED: usize = row::TIMED;
     /// Their nanoseconds.
-    pub(in super::super) const NS: usize = 16;
+    pub(in super::super) const NS: usize = row::TIME;
     /// The profiler's own among them.
-    pub(in super::super) const OWN_TIMED: usize = 24;
+    pub(in super::super) const OWN_TIMED: usize = row::OWN_TIMED;
     /// Their nanoseconds.
-    pub(in super::super) const OWN_NS: usize = 32;
+    pub(in super::super) const OWN_NS: usize = row::OWN_TIME;
     /// Shortest of the guest's; all ones if none.
-    pub(in super::super) const MIN_NS: usize = 40;
+    pub(in super::super) const MIN_NS: usize = row::MIN;
     /// Longest of the guest's.
-    pub(in super::super) const MAX_NS: usize = 48;
+    pub(in super::super) const MAX_NS: usize = row::MAX;
     /// How many words that is.
-    pub(in super::super) const WORDS: usize = MAX_NS / 8 + 1;
+    pub(in super::super) const WORDS: usize = row::SIZE / 8;
 }
 
-/// A record's header: offsets in the record.
+/// A header's size, as a shift: a cache line.
+pub(super) const HEADER_SHIFT: u32 = 6;
+
+/// A vCPU's header: offsets in it.
 pub(super) mod header {
-    const HEADER: usize = super::RECORD - (1 << super::ROW_SHIFT);
     /// When the open exit happened, ns; [`CLOSED`] if none is open.
-    pub(in super::super) const OPEN_NS: usize = HEADER;
+    pub(in super::super) const OPEN_NS: usize = 0;
     /// A time that never comes: nothing that happens later than it needs to be closed.
     pub(in super::super) const CLOSED: u64 = u64::MAX;
-    /// Offset of the open exit's row in the record.
-    pub(in super::super) const OPEN_ROW: usize = HEADER + 8;
+    /// Offset of the open exit's row in the ledger.
+    pub(in super::super) const OPEN_ROW: usize = 8;
     /// Offset of the vCPU's mark in its map.
-    pub(in super::super) const MARK: usize = HEADER + 16;
+    pub(in super::super) const MARK: usize = 16;
     /// VMX: failed entries.
-    pub(in super::super) const FAILED: usize = HEADER + 24;
+    pub(in super::super) const FAILED: usize = 24;
     /// The last code without a slot.
-    pub(in super::super) const LAST_OTHER: usize = HEADER + 32;
+    pub(in super::super) const LAST_OTHER: usize = 32;
     /// The enlisted thread, as the table of threads has it; 0 if none.
-    pub(in super::super) const THREAD: usize = HEADER + 40;
+    pub(in super::super) const THREAD: usize = 40;
 }
 
 /// The table of threads: its length, and an entry's size as a shift.
@@ -69,8 +76,8 @@ pub(super) const THREAD_SHIFT: u32 = 4;
 pub(super) mod thread {
     /// Thread group's and thread's id, as the kernel gives them; 0 if none.
     pub(in super::super) const ID: usize = 0;
-    /// Offset of the vCPU's record.
-    pub(in super::super) const RECORD: usize = 8;
+    /// Offset of the vCPU's header from the first one.
+    pub(in super::super) const HEADER: usize = 8;
     /// The vCPU.
     pub(in super::super) const VCPU: usize = 12;
 }
@@ -141,9 +148,14 @@ impl Sizes {
         Self { records }
     }
 
+    /// Offset of the first header in the ledger.
+    pub(super) const fn headers(self) -> usize {
+        self.records << RECORD_SHIFT
+    }
+
     /// Offset of the table of threads in the ledger.
     pub(super) const fn threads(self) -> usize {
-        self.records << RECORD_SHIFT
+        self.headers() + (self.records << HEADER_SHIFT)
     }
 
     /// Offset of the count of stray events in the ledger.
@@ -169,8 +181,10 @@ impl Sizes {
 }
 
 const _: () = {
-    assert!(SLOTS << ROW_SHIFT <= header::OPEN_NS);
-    assert!(header::THREAD + 8 <= RECORD);
+    assert!(SLOTS << ROW_SHIFT <= RECORD);
+    assert!(header::THREAD + 8 <= 1 << HEADER_SHIFT);
+    // Records are whole pages: no byte of the host's shares one with them.
+    assert!(RECORD.is_multiple_of(4096));
     assert!(row::MAX_NS + 8 <= 1 << ROW_SHIFT);
     assert!(SLOTS << BUCKETS_SHIFT <= 1 << HISTOGRAM_SHIFT);
     assert!(super::BUCKETS * 8 == 1 << BUCKETS_SHIFT);

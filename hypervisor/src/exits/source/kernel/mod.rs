@@ -34,6 +34,7 @@ use bpf::{Mapping, Program};
 use layout::{Sizes, header, row};
 use programs::enlisting;
 
+use crate::exits::rate::Rate;
 use crate::profile::KvmKind;
 
 /// How many buckets a histogram has: bucket n counts durations from 2^n ns to below 2^(n+1) ns
@@ -105,7 +106,7 @@ pub struct Options<'a> {
     pub tracefs: Option<&'a Path>,
 }
 
-/// What the kernel knows of one vCPU, cumulative since the ledger was opened, per slot.
+/// What the kernel knows of one vCPU, cumulative since the ledger was opened or cleared, per slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawRecord {
     /// Exits, the profiler's own included.
@@ -170,6 +171,24 @@ impl RawRecord {
     }
 }
 
+/// The records of a VM's vCPUs, and what is to be known to read them as [`exit_abi::page`] says.
+#[derive(Debug)]
+pub(crate) struct Records<'a> {
+    /// All of them: whole pages, which nobody but the kernel can write.
+    pub(crate) words: &'a [AtomicU64],
+    /// What turns their times into cycles.
+    pub(crate) rate: Rate,
+    /// Whether they have times.
+    pub(crate) timed: bool,
+}
+
+impl Records<'_> {
+    /// From one record to the next, bytes.
+    pub(crate) const STRIDE: usize = layout::RECORD;
+    /// From one row to the next, bytes.
+    pub(crate) const ROW_STRIDE: usize = 1 << layout::ROW_SHIFT;
+}
+
 /// A program at work.
 #[derive(Debug)]
 struct Attached {
@@ -179,7 +198,7 @@ struct Attached {
 }
 
 /// The kernel-side ledger of one process: opened once, before the first VM, it outlives their
-/// resets. Its numbers only grow: a reader takes a baseline.
+/// resets. Between two [`KernelLedger::clear`] its numbers only grow: a reader takes a baseline.
 #[derive(Debug)]
 pub struct KernelLedger {
     level: Level,
@@ -241,6 +260,13 @@ impl KernelLedger {
     /// call this.
     pub fn delist(&self, vcpu: u32) -> Result<(), EnlistError> {
         self.enlisting(vcpu, enlisting::DELIST)
+    }
+
+    /// Forgets all exits of all vCPUs, none of which may be running: what boots next is counted from
+    /// 0. What was asked for, and histograms, stay. Once capabilities are dropped, kernels before
+    /// 5.19 refuse this.
+    pub fn clear(&self) -> Result<(), EnlistError> {
+        (0..self.vcpus).try_for_each(|vcpu| self.enlisting(vcpu, enlisting::CLEAR))
     }
 
     fn enlisting(&self, vcpu: u32, what: u64) -> Result<(), EnlistError> {
@@ -333,10 +359,23 @@ impl KernelLedger {
         self.header(vcpu, header::FAILED)
     }
 
-    /// A number of a record's header.
+    /// A number of a vCPU's header.
     fn header(&self, vcpu: u32, offset: usize) -> u64 {
-        let word = self.record(vcpu).get(offset / 8);
+        let known = (vcpu as usize) < self.sizes.records;
+        let at = self.sizes.headers() + ((vcpu as usize) << layout::HEADER_SHIFT) + offset;
+        let word = self.ledger.words().get(at / 8).filter(|_| known);
         word.map_or(0, |word| word.load(Acquire))
+    }
+
+    /// The records of exactly the VM's vCPUs, as they lie in memory: fit to be shown to the guest.
+    pub(crate) fn records(&self) -> Records<'_> {
+        let words = self.ledger.words();
+        let length = (self.vcpus as usize) << layout::RECORD_SHIFT;
+        Records {
+            words: &words[..length / 8],
+            rate: Rate::measured(),
+            timed: self.level >= Level::Cycles,
+        }
     }
 
     /// A vCPU's block of asks; empty if there is no such vCPU.

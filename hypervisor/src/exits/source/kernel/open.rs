@@ -118,15 +118,21 @@ impl Maps {
     }
 }
 
-/// Records in which nothing has happened.
+/// Records and headers in which nothing has happened.
 pub(super) fn fresh_records(sizes: Sizes) -> Vec<u64> {
     let mut words = vec![0; sizes.threads() / 8];
-    for (vcpu, record) in words.chunks_exact_mut(layout::RECORD / 8).enumerate() {
+    let (records, headers) = words.split_at_mut(sizes.headers() / 8);
+    for record in records.chunks_exact_mut(layout::RECORD / 8) {
         for slot in 0..SLOTS {
             record[((slot << layout::ROW_SHIFT) + row::MIN_NS) / 8] = u64::MAX;
         }
-        record[header::OPEN_NS / 8] = header::CLOSED;
-        record[header::MARK / 8] = (vcpu << layout::MARK_SHIFT) as u64;
+    }
+    for (vcpu, header) in headers
+        .chunks_exact_mut((1 << layout::HEADER_SHIFT) / 8)
+        .enumerate()
+    {
+        header[header::OPEN_NS / 8] = header::CLOSED;
+        header[header::MARK / 8] = (vcpu << layout::MARK_SHIFT) as u64;
     }
     words
 }

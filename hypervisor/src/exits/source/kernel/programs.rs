@@ -11,7 +11,7 @@ use super::asks::AskKind;
 use super::asm::{Asm, Helper, If, Label, Map, Op, Reg, Width};
 use super::format::Field;
 use super::layout::{self, Sizes, header, mark, row, thread};
-use super::slots::{self, OTHER};
+use super::slots::{self, OTHER, SLOTS};
 use crate::profile::KvmKind;
 
 use Reg::{R0, R1, R2, R3, R4, R5, R6};
@@ -66,12 +66,10 @@ pub(super) fn exit(vm: &Vm, kvm: KvmKind, level: Level, fields: &ExitFields) -> 
     asm.op_imm(Op::ShiftRight, R0, 32);
     asm.jump_if_imm(If::NotEq, R0, vm.tgid.into(), out);
 
-    // R3 = the vCPU's record
-    load_field(&mut asm, R1, fields.vcpu_id);
-    asm.jump_if_imm(If::Above, R1, vm.last_vcpu(), stray);
-    asm.op_imm(Op::ShiftLeft, R1, layout::RECORD_SHIFT.into());
-    asm.map_value(R3, Map::Ledger, 0);
-    asm.op(Op::Add, R3, R1);
+    // R3 = the offset of the vCPU's record
+    load_field(&mut asm, R3, fields.vcpu_id);
+    asm.jump_if_imm(If::Above, R3, vm.last_vcpu(), stray);
+    asm.op_imm(Op::ShiftLeft, R3, layout::RECORD_SHIFT.into());
 
     // R2 = the exit's slot
     load_field(&mut asm, R2, fields.exit_reason);
@@ -96,11 +94,13 @@ pub(super) fn exit(vm: &Vm, kvm: KvmKind, level: Level, fields: &ExitFields) -> 
 
     asm.place(count);
     asm.op_imm(Op::ShiftLeft, R2, layout::ROW_SHIFT.into());
+    asm.op(Op::Add, R2, R3);
     if level >= Level::Cycles {
-        asm.op(Op::Move, R6, R3);
+        header_of_record(&mut asm, vm, R6, R3);
         asm.store(Width::D, R6, header::OPEN_ROW, R2);
     }
-    asm.op(Op::Add, R2, R3);
+    asm.map_value(R1, Map::Ledger, 0);
+    asm.op(Op::Add, R2, R1);
     asm.increment(R2, row::EXITS, R1);
     if level >= Level::Cycles {
         // Last, so that the exit's time does not contain this program.
@@ -118,13 +118,15 @@ pub(super) fn exit(vm: &Vm, kvm: KvmKind, level: Level, fields: &ExitFields) -> 
             other,
         } => {
             asm.place(failed);
-            asm.increment(R3, header::FAILED, R1);
+            header_of_record(&mut asm, vm, R4, R3);
+            asm.increment(R4, header::FAILED, R1);
             asm.jump(basic);
             other
         }
     };
     asm.place(other);
-    asm.store(Width::D, R3, header::LAST_OTHER, R2);
+    header_of_record(&mut asm, vm, R4, R3);
+    asm.store(Width::D, R4, header::LAST_OTHER, R2);
     asm.op_imm(Op::Move, R2, OTHER as u64);
     asm.jump(count);
 
@@ -257,12 +259,21 @@ fn thread_place(asm: &mut Asm, vm: &Vm) {
     asm.op(Op::Add, R2, R1);
 }
 
-/// `dst` = the record of the thread at `R2`.
-fn record_of_thread(asm: &mut Asm, vm: &Vm, dst: Reg) {
-    asm.load(Width::W, dst, R2, thread::RECORD);
-    asm.op_imm(Op::And, dst, vm.record_mask());
-    asm.map_value(R1, Map::Ledger, 0);
+/// How much further apart records are than headers, as a shift.
+const RECORD_OVER_HEADER: u32 = layout::RECORD_SHIFT - layout::HEADER_SHIFT;
+
+/// `dst` = the header of the vCPU whose record has the offset in `record`. Destroys R1.
+fn header_of_record(asm: &mut Asm, vm: &Vm, dst: Reg, record: Reg) {
+    asm.op(Op::Move, dst, record);
+    asm.op_imm(Op::ShiftRight, dst, RECORD_OVER_HEADER.into());
+    asm.map_value(R1, Map::Ledger, vm.sizes.headers());
     asm.op(Op::Add, dst, R1);
+}
+
+/// `dst` = the offset of the header of the thread at `R2` from the first header.
+fn header_of_thread(asm: &mut Asm, vm: &Vm, dst: Reg) {
+    asm.load(Width::W, dst, R2, thread::HEADER);
+    asm.op_imm(Op::And, dst, vm.vcpu_mask() << layout::HEADER_SHIFT);
 }
 
 /// On the raw tracepoint `kvm_entry`: closes the open exit.
@@ -273,7 +284,10 @@ pub(super) fn entry(vm: &Vm, level: Level) -> Asm {
     thread_place(&mut asm, vm);
     asm.load(Width::D, R1, R2, thread::ID);
     asm.jump_if(If::NotEq, R1, R0, out);
-    record_of_thread(&mut asm, vm, R6);
+    // R6 = the vCPU's header
+    header_of_thread(&mut asm, vm, R6);
+    asm.map_value(R1, Map::Ledger, vm.sizes.headers());
+    asm.op(Op::Add, R6, R1);
 
     // R0 = how long it took, R2 = its row. One comparison finds that nothing is open, and that
     // this CPU's clock is behind that of the exit's, which would be no time.
@@ -283,8 +297,9 @@ pub(super) fn entry(vm: &Vm, level: Level) -> Asm {
     asm.store_imm(Width::D, R6, header::OPEN_NS, header::CLOSED);
     asm.op(Op::Sub, R0, R1);
     asm.load(Width::D, R2, R6, header::OPEN_ROW);
-    asm.op_imm(Op::And, R2, rows_mask());
-    asm.op(Op::Add, R2, R6);
+    asm.op_imm(Op::And, R2, vm.record_mask() | rows_mask());
+    asm.map_value(R1, Map::Ledger, 0);
+    asm.op(Op::Add, R2, R1);
     asm.increment(R2, row::TIMED, R1);
     asm.accumulate(R2, row::NS, R0, R1);
 
@@ -393,7 +408,10 @@ pub(super) fn event(vm: &Vm, event: &Event) -> Asm {
     }
     if let Some((read, write)) = event.reasons {
         let [read, write] = [read, write].map(|reason| reason.index() << layout::ROW_SHIFT);
-        record_of_thread(&mut asm, vm, R3);
+        header_of_thread(&mut asm, vm, R3);
+        asm.op_imm(Op::ShiftLeft, R3, RECORD_OVER_HEADER.into());
+        asm.map_value(R1, Map::Ledger, 0);
+        asm.op(Op::Add, R3, R1);
         if write > read {
             asm.op(Op::Move, R1, R4);
             asm.op_imm(Op::Mul, R1, (write - read) as u64);
@@ -476,6 +494,8 @@ pub(super) mod enlisting {
     pub(in super::super) const ENLIST: u64 = 0;
     /// The vCPU has no thread any more.
     pub(in super::super) const DELIST: u64 = 1;
+    /// The vCPU has no thread any more, and its record shall be as when the ledger was opened.
+    pub(in super::super) const CLEAR: u64 = 2;
     /// Done.
     pub(in super::super) const DONE: u32 = 0;
     /// Another vCPU's thread has the place.
@@ -485,17 +505,18 @@ pub(super) mod enlisting {
 }
 
 /// Run by hand: enters the calling thread as that of the vCPU in the first argument, whose former
-/// thread is forgotten, and so is its open exit.
+/// thread is forgotten, and so is its open exit. Or clears the vCPU's record: user space cannot, for
+/// the map is frozen.
 pub(super) fn enlist(vm: &Vm) -> Asm {
     let mut asm = Asm::new();
     let (no_such, done, collision) = (asm.label(), asm.label(), asm.label());
     asm.op(Op::Move, R6, R1);
     asm.call(Helper::GetCurrentPidTgid);
-    // R4 = the record's offset, R3 = the record
+    // R4 = the header's offset, R3 = the header
     asm.load(Width::D, R4, R6, 0);
     asm.jump_if_imm(If::Above, R4, vm.last_vcpu(), no_such);
-    asm.op_imm(Op::ShiftLeft, R4, layout::RECORD_SHIFT.into());
-    asm.map_value(R3, Map::Ledger, 0);
+    asm.op_imm(Op::ShiftLeft, R4, layout::HEADER_SHIFT.into());
+    asm.map_value(R3, Map::Ledger, vm.sizes.headers());
     asm.op(Op::Add, R3, R4);
 
     // The former thread's place may have become another vCPU's.
@@ -510,11 +531,13 @@ pub(super) fn enlist(vm: &Vm) -> Asm {
     asm.op(Op::Add, R2, R1);
     asm.load(Width::D, R1, R2, thread::ID);
     asm.jump_if(If::NotEq, R1, R5, forgotten);
-    asm.load(Width::W, R1, R2, thread::RECORD);
+    asm.load(Width::W, R1, R2, thread::HEADER);
     asm.jump_if(If::NotEq, R1, R4, forgotten);
     asm.store_imm(Width::D, R2, thread::ID, 0);
     asm.place(forgotten);
+    let clear = asm.label();
     asm.load(Width::D, R1, R6, 8);
+    asm.jump_if_imm(If::Eq, R1, enlisting::CLEAR, clear);
     asm.jump_if_imm(If::NotEq, R1, enlisting::ENLIST, done);
 
     let free = asm.label();
@@ -523,13 +546,41 @@ pub(super) fn enlist(vm: &Vm) -> Asm {
     asm.jump_if_imm(If::Eq, R1, 0, free);
     asm.jump_if(If::NotEq, R1, R0, collision);
     asm.place(free);
-    asm.store(Width::W, R2, thread::RECORD, R4);
-    asm.op_imm(Op::ShiftRight, R4, layout::RECORD_SHIFT.into());
+    asm.store(Width::W, R2, thread::HEADER, R4);
+    asm.op_imm(Op::ShiftRight, R4, layout::HEADER_SHIFT.into());
     asm.store(Width::W, R2, thread::VCPU, R4);
     asm.store(Width::D, R2, thread::ID, R0);
     asm.store(Width::D, R3, header::THREAD, R0);
     asm.place(done);
     asm.finish_with(enlisting::DONE.into());
+
+    // R4 = the row, R1 = how many are left
+    asm.place(clear);
+    asm.store_imm(Width::D, R3, header::FAILED, 0);
+    asm.store_imm(Width::D, R3, header::LAST_OTHER, 0);
+    asm.op_imm(Op::ShiftLeft, R4, RECORD_OVER_HEADER.into());
+    asm.map_value(R2, Map::Ledger, 0);
+    asm.op(Op::Add, R4, R2);
+    asm.op_imm(Op::Move, R1, SLOTS as u64);
+    let next = asm.label();
+    asm.place(next);
+    // A counter before what it bounds: no reader sees more timed than exits.
+    for number in [
+        row::OWN_NS,
+        row::OWN_TIMED,
+        row::NS,
+        row::TIMED,
+        row::EXITS,
+        row::MAX_NS,
+    ] {
+        asm.store_imm(Width::D, R4, number, 0);
+    }
+    asm.store_imm(Width::D, R4, row::MIN_NS, u64::MAX);
+    asm.op_imm(Op::Add, R4, 1 << layout::ROW_SHIFT);
+    asm.op_imm(Op::Sub, R1, 1);
+    asm.jump_if_imm(If::NotEq, R1, 0, next);
+    asm.jump(done);
+
     asm.place(collision);
     asm.finish_with(enlisting::COLLISION.into());
     asm.place(no_such);

@@ -173,9 +173,19 @@ impl Rig {
         self.ledger.words()[offset / 8].load(Acquire)
     }
 
-    fn set_record(&self, vcpu: u32, offset: usize, value: u64) {
-        let offset = ((vcpu as usize) << layout::RECORD_SHIFT) + offset;
-        self.ledger.words()[offset / 8].store(value, Relaxed);
+    /// A number of a vCPU's header.
+    fn header_word(&self, vcpu: u32, offset: usize) -> &std::sync::atomic::AtomicU64 {
+        let first = self.vm.sizes.headers();
+        let offset = first + ((vcpu as usize) << layout::HEADER_SHIFT) + offset;
+        &self.ledger.words()[offset / 8]
+    }
+
+    fn header(&self, vcpu: u32, offset: usize) -> u64 {
+        self.header_word(vcpu, offset).load(Acquire)
+    }
+
+    fn set_header(&self, vcpu: u32, offset: usize, value: u64) {
+        self.header_word(vcpu, offset).store(value, Relaxed);
     }
 
     fn row(&self, vcpu: u32, slot: usize, field: usize) -> u64 {
@@ -255,7 +265,7 @@ fn every_svm_exit_is_counted_in_its_slot() {
     }
     assert_eq!(rig.exits(0), expected);
     assert!(expected.iter().all(|&n| n > 0));
-    assert_eq!(rig.record(0, header::LAST_OTHER), -5_i64 as u64);
+    assert_eq!(rig.header(0, header::LAST_OTHER), -5_i64 as u64);
     assert_eq!(rig.stray(), 0);
 }
 
@@ -280,9 +290,9 @@ fn every_vmx_exit_is_counted_in_its_slot() {
         }
     }
     assert_eq!(rig.exits(0), expected);
-    assert_eq!(rig.record(0, header::FAILED), failed);
+    assert_eq!(rig.header(0, header::FAILED), failed);
     assert_eq!(expected[OTHER], (300 - 128 + 1) * 5);
-    assert_eq!(rig.record(0, header::LAST_OTHER), 0xFFFF);
+    assert_eq!(rig.header(0, header::LAST_OTHER), 0xFFFF);
 }
 
 #[test]
@@ -336,11 +346,11 @@ fn an_entry_closes_the_open_exit() {
     assert_eq!((timed(&rig), min(&rig)), (0, u64::MAX));
 
     exit.run(&cpuid).unwrap();
-    assert_ne!(rig.record(2, header::OPEN_NS), header::CLOSED);
+    assert_ne!(rig.header(2, header::OPEN_NS), header::CLOSED);
     entry.run(&[]).unwrap();
     entry.run(&[]).unwrap();
     assert_eq!(
-        (timed(&rig), rig.record(2, header::OPEN_NS)),
+        (timed(&rig), rig.header(2, header::OPEN_NS)),
         (1, header::CLOSED)
     );
     assert!(ns(&rig) > 0);
@@ -384,7 +394,7 @@ fn an_entry_closes_the_open_exit() {
 
     // A clock that went back is no time.
     exit.run(&cpuid).unwrap();
-    rig.set_record(2, header::OPEN_NS, u64::MAX / 2);
+    rig.set_header(2, header::OPEN_NS, u64::MAX / 2);
     entry.run(&[]).unwrap();
     assert_eq!((rig.row(2, 0x72, row::EXITS), timed(&rig)), (8, 6));
 
@@ -433,13 +443,13 @@ fn threads_come_and_go() {
         enlisting::NO_SUCH_VCPU
     );
     assert_eq!(rig.enlist(1, enlisting::ENLIST), enlisting::DONE);
-    let id = rig.record(1, header::THREAD);
+    let id = rig.header(1, header::THREAD);
     assert_eq!(id >> 32, u64::from(rig.vm.tgid));
     let entry = rig.vm.sizes.threads() + ((id as usize % layout::THREADS) << layout::THREAD_SHIFT);
     let word = |offset: usize| &rig.ledger.words()[(entry + offset) / 8];
     assert_eq!(word(thread::ID).load(Relaxed), id);
-    let place = (1_u64 << 32) | (1 << layout::RECORD_SHIFT);
-    assert_eq!(word(thread::RECORD).load(Relaxed), place);
+    let place = (1_u64 << 32) | (1 << layout::HEADER_SHIFT);
+    assert_eq!(word(thread::HEADER).load(Relaxed), place);
 
     // Again, and as another vCPU's: the former one's delisting leaves it alone.
     assert_eq!(rig.enlist(1, enlisting::ENLIST), enlisting::DONE);
@@ -448,17 +458,97 @@ fn threads_come_and_go() {
     assert_eq!(word(thread::ID).load(Relaxed), id);
     assert_eq!(rig.enlist(2, enlisting::DELIST), enlisting::DONE);
     assert_eq!(word(thread::ID).load(Relaxed), 0);
-    assert_eq!(rig.record(2, header::THREAD), 0);
+    assert_eq!(rig.header(2, header::THREAD), 0);
 
     // A thread whose id differs by the table's length is in the way until it is delisted.
     let other = id + layout::THREADS as u64;
     word(thread::ID).store(other, Relaxed);
-    word(thread::RECORD).store(0, Relaxed);
-    rig.set_record(0, header::THREAD, other);
+    word(thread::HEADER).store(0, Relaxed);
+    rig.set_header(0, header::THREAD, other);
     assert_eq!(rig.enlist(1, enlisting::ENLIST), enlisting::COLLISION);
     assert_eq!(rig.enlist(0, enlisting::DELIST), enlisting::DONE);
     assert_eq!(rig.enlist(1, enlisting::ENLIST), enlisting::DONE);
     assert_eq!(word(thread::ID).load(Relaxed), id);
+}
+
+#[test]
+fn a_record_is_cleared_and_no_other() {
+    let Some(rig) = Rig::new("a_record_is_cleared_and_no_other", 3) else {
+        return;
+    };
+    let fresh: Vec<u64> = open::fresh_records(rig.vm.sizes);
+    let exit = rig.load(programs::exit(
+        &rig.vm,
+        KvmKind::Intel,
+        Level::Cycles,
+        &EXIT,
+    ));
+    let entry = rig.load(programs::entry(&rig.vm, Level::Cycles));
+    for vcpu in 0..3 {
+        assert_eq!(rig.enlist(vcpu.into(), enlisting::ENLIST), enlisting::DONE);
+        for slot in (0..300).chain([1 << 31]) {
+            rig.mark(vcpu).store(mark::OWN_ONCE, Relaxed);
+            exit.run(&exit_record(vcpu, slot, 0)).unwrap();
+            entry.run(&[]).unwrap();
+        }
+        exit.run(&exit_record(vcpu, 0, 0)).unwrap();
+    }
+    let words = || -> Vec<u64> {
+        let all = rig.ledger.words().iter();
+        all.map(|word| word.load(Acquire)).collect()
+    };
+    let before = words();
+    assert_eq!(rig.enlist(3, enlisting::CLEAR), enlisting::NO_SUCH_VCPU);
+    assert_eq!(words(), before);
+    assert_eq!(rig.enlist(1, enlisting::CLEAR), enlisting::DONE);
+    let after = words();
+    let range = |vcpu: usize, first: usize, shift: u32| {
+        (first + (vcpu << shift)) / 8..(first + ((vcpu + 1) << shift)) / 8
+    };
+    for vcpu in 0..3 {
+        let record = range(vcpu, 0, layout::RECORD_SHIFT);
+        let header = range(vcpu, rig.vm.sizes.headers(), layout::HEADER_SHIFT);
+        for part in [record, header] {
+            assert_ne!(before[part.clone()], fresh[part.clone()]);
+            let expected = if vcpu == 1 { &fresh } else { &before };
+            // What is open: the row stays noted, and nothing looks at it.
+            let open = rig.vm.sizes.headers() / 8 + (vcpu << layout::HEADER_SHIFT) / 8;
+            let open = open + header::OPEN_ROW / 8;
+            let differs = part.filter(|&at| at != open && after[at] != expected[at]);
+            assert_eq!(differs.collect::<Vec<_>>(), [0_usize; 0], "vCPU {vcpu}");
+        }
+    }
+}
+
+#[test]
+fn what_a_guest_is_shown_is_rows_alone() {
+    let Some(rig) = Rig::new("what_a_guest_is_shown_is_rows_alone", 2) else {
+        return;
+    };
+    assert_eq!(rig.enlist(1, enlisting::ENLIST), enlisting::DONE);
+    let exit = rig.load(programs::exit(&rig.vm, KvmKind::Amd, Level::Cycles, &EXIT));
+    let entry = rig.load(programs::entry(&rig.vm, Level::Cycles));
+    for code in [0x72, 0x999] {
+        exit.run(&exit_record(1, code, 0)).unwrap();
+        entry.run(&[]).unwrap();
+        exit.run(&exit_record(1, code, 0)).unwrap();
+    }
+    let shown = &rig.ledger.words()[..rig.vm.sizes.headers() / 8];
+    for (at, word) in shown.iter().enumerate() {
+        let value = word.load(Acquire);
+        let (slot, number) = (
+            at * 8 % layout::RECORD / (1 << layout::ROW_SHIFT),
+            at * 8 % (1 << layout::ROW_SHIFT),
+        );
+        let counts = at * 8 / layout::RECORD == 1 && [0x72, OTHER].contains(&slot);
+        match number {
+            // Two exits, of which one is closed, and its nanoseconds.
+            _ if counts && number < row::OWN_TIMED => assert!(value > 0 && value < 1 << 40),
+            row::MIN_NS | row::MAX_NS if counts => assert!(value < 1 << 40),
+            row::MIN_NS if slot < SLOTS => assert_eq!(value, u64::MAX),
+            _ => assert_eq!(value, 0, "slot {slot:#x}, number {number}"),
+        }
+    }
 }
 
 #[test]
@@ -603,6 +693,8 @@ fn ledgers_open_and_know_nothing_yet() {
             assert!(matches!(ledger.enlist(vcpu), Err(EnlistError::NoSuchVcpu(v)) if v == vcpu));
         }
         ledger.delist(0).unwrap();
+        ledger.clear().unwrap();
+        assert_eq!(ledger.records().words.len(), 3 * layout::RECORD / 8);
         assert_eq!(ledger.stray(), 0);
         assert_eq!(ledger.missed().unwrap_or(0), 0);
         assert_eq!(ledger.covers(Reason::HLT), kvm != KvmKind::Software);

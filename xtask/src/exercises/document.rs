@@ -1,0 +1,183 @@
+//! The document: the results as Markdown, to be read on its own.
+
+use std::fmt::Write;
+
+use super::results::{Answered, Block, Results, Table};
+
+/// The whole document.
+pub(crate) fn markdown(results: &Results) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write(&mut text, results);
+    text
+}
+
+fn write(text: &mut String, results: &Results) -> std::fmt::Result {
+    writeln!(text, "# VM exits: the exercises, answered\n")?;
+    writeln!(text, "Made by {} on {}.\n", results.tool, results.created)?;
+    writeln!(text, "    {}\n", results.command)?;
+    writeln!(
+        text,
+        "makes it again. Each figure was measured in that run: real, unmodified `kvm_amd` and `kvm_intel`\n\
+         of Debian's Linux, on CPUs that are emulated. Counts are those of real KVM; cycles are the emulator's,\n\
+         and say nothing of real processors. Exits are named by the basic exit reasons of the Intel SDM,\n\
+         volume 3D, appendix C; on AMD they are translated. The figures behind each answer lie beside this\n\
+         document: `results.json`, a CSV for each exercise, and every profile in `raw/`.\n"
+    )?;
+    summary(text, results)?;
+    hosts(text, results)?;
+    for (i, exercise) in results.exercises.iter().enumerate() {
+        answer(text, i + 1, exercise)?;
+    }
+    Ok(())
+}
+
+fn summary(text: &mut String, results: &Results) -> std::fmt::Result {
+    let mut table = Table::new(
+        "",
+        ["", "exercise", ">expectations met", ">failed", "not run"],
+    );
+    for (i, exercise) in results.exercises.iter().enumerate() {
+        let failed = exercise.failures().count();
+        let labs: Vec<&str> = exercise.not_run.iter().map(|n| n.lab.as_str()).collect();
+        table.row([
+            (i + 1).to_string(),
+            exercise.title.clone(),
+            (exercise.checks.len() - failed).to_string(),
+            match failed {
+                0 => "0".to_owned(),
+                n => format!("**{n}**"),
+            },
+            labs.join(", "),
+        ]);
+    }
+    write_table(text, &table)
+}
+
+fn hosts(text: &mut String, results: &Results) -> std::fmt::Result {
+    writeln!(text, "## The hosts\n")?;
+    let mut columns = vec![String::new()];
+    columns.extend(results.labs.iter().map(|lab| lab.title.clone()));
+    let mut table = Table::new("", columns);
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in results.labs.iter().flat_map(|lab| &lab.facts) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    for name in names {
+        let mut row = vec![name.to_owned()];
+        for lab in &results.labs {
+            let fact = lab.facts.iter().find(|(known, _)| known == name);
+            row.push(fact.map_or_else(String::new, |(_, value)| value.clone()));
+        }
+        table.row(row);
+    }
+    write_table(text, &table)?;
+    for lab in &results.labs {
+        for why in &lab.missing {
+            writeln!(text, "**Not run**, {}: {why}\n", lab.title)?;
+        }
+    }
+    Ok(())
+}
+
+fn answer(text: &mut String, number: usize, exercise: &Answered) -> std::fmt::Result {
+    writeln!(text, "## {number}. {}\n", exercise.title)?;
+    writeln!(text, "*{}*\n", exercise.question)?;
+    for check in exercise.failures() {
+        let found = check.failed.as_deref().unwrap_or_default();
+        let (lab, expected) = (&check.lab, &check.expected);
+        writeln!(
+            text,
+            "**FAILED**, {lab}: expected {expected}; found {found}\n"
+        )?;
+    }
+    for not_run in &exercise.not_run {
+        writeln!(text, "**Not run**, {}: {}\n", not_run.lab, not_run.why)?;
+    }
+    if !exercise.ran.is_empty() {
+        writeln!(text, "Run in each lab:\n")?;
+        for line in &exercise.ran {
+            writeln!(text, "    {line}")?;
+        }
+        writeln!(text)?;
+    }
+    for block in &exercise.body {
+        match block {
+            Block::Text(paragraph) => writeln!(text, "{paragraph}\n")?,
+            Block::Table(table) => write_table(text, table)?,
+        }
+    }
+    for (title, words) in [("Why", &exercise.why), ("Source", &exercise.source)] {
+        if !words.is_empty() {
+            writeln!(text, "**{title}.** {words}\n")?;
+        }
+    }
+    let met: Vec<_> = exercise
+        .checks
+        .iter()
+        .filter(|c| c.failed.is_none())
+        .collect();
+    if !met.is_empty() {
+        writeln!(text, "**Checked.**\n")?;
+        let mut seen: Vec<&str> = Vec::new();
+        for check in &met {
+            if seen.contains(&check.expected.as_str()) {
+                continue;
+            }
+            seen.push(&check.expected);
+            let same = met.iter().filter(|other| other.expected == check.expected);
+            let labs: Vec<&str> = same.map(|check| check.lab.as_str()).collect();
+            writeln!(text, "- {} ({})", check.expected, labs.join(", "))?;
+        }
+        writeln!(text)?;
+    }
+    Ok(())
+}
+
+/// A table of GitHub's Markdown, its source aligned too.
+fn write_table(text: &mut String, table: &Table) -> std::fmt::Result {
+    let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
+    let header = table.columns.iter().map(|column| cell(&column.title));
+    let header: Vec<String> = header.collect();
+    let rows: Vec<Vec<String>> = table
+        .rows
+        .iter()
+        .map(|row| row.iter().map(|text| cell(text)).collect())
+        .collect();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        let widths = cells.chain(header.get(column)).map(|c| c.chars().count());
+        widths.max().unwrap_or(0).max(3)
+    };
+    let widths: Vec<usize> = (0..table.columns.len()).map(width).collect();
+    if !table.caption.is_empty() {
+        writeln!(text, "{}:\n", table.caption)?;
+    }
+    let mut line = |cells: &[String]| -> std::fmt::Result {
+        for ((column, width), i) in table.columns.iter().zip(&widths).zip(0..) {
+            let cell = cells.get(i).map_or("", String::as_str);
+            let room = " ".repeat(width.saturating_sub(cell.chars().count()));
+            match column.right {
+                true => write!(text, "| {room}{cell} ")?,
+                false => write!(text, "| {cell}{room} ")?,
+            }
+        }
+        writeln!(text, "|")
+    };
+    line(&header)?;
+    let rule = table.columns.iter().zip(&widths).map(|(column, width)| {
+        let dashes = "-".repeat(width - 1);
+        if column.right {
+            format!("{dashes}:")
+        } else {
+            format!("{dashes}-")
+        }
+    });
+    line(&rule.collect::<Vec<_>>())?;
+    for row in &rows {
+        line(row)?;
+    }
+    writeln!(text)
+}

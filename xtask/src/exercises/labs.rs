@@ -1,0 +1,347 @@
+//! Running the plan in labs: a process for each boot of a lab, two at a time where there are the
+//! CPUs for it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::{fs, thread};
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::ProgressBar;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+
+use super::evidence::{Boot, Evidence};
+use super::inside::{Order, Orders, Told};
+use super::plan::{self, Exercise, Paging, Run, What};
+use super::profile::Profile;
+use crate::build::Built;
+use crate::lab::{self, Host, Job, Version};
+use crate::step::{self, Ended};
+use crate::test::at_once;
+
+/// Where the plan is run, and for what.
+#[derive(Debug)]
+pub(crate) struct Errand<'a> {
+    pub(crate) built: &'a Built,
+    pub(crate) hosts: &'a [Host],
+    pub(crate) exercises: &'a [Exercise],
+    /// Where profiles go: absolute.
+    pub(crate) raw: &'a Path,
+}
+
+/// One boot of a lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Unit {
+    host: Host,
+    paging: Paging,
+}
+
+impl Unit {
+    /// The file to which a run's profile goes.
+    fn file(self, raw: &Path, run: &str) -> PathBuf {
+        let (host, paging) = (self.host.name(), self.paging.name());
+        raw.join(format!("{host}-{paging}-{run}.json"))
+    }
+
+    /// For people.
+    fn title(self) -> String {
+        format!("{}, {} paging", self.host.title(), self.paging.name())
+    }
+}
+
+/// What exitvisor is told for a run: as it is typed, but for the files' paths.
+pub(crate) fn arguments(run: &Run, built: Option<&Built>, output: &str) -> Vec<String> {
+    let What::Profile { options, cmdline } = run.what else {
+        return ["caps", "--format", "json"].map(str::to_owned).into();
+    };
+    let path = |of: fn(&Built) -> &PathBuf, short: &str| {
+        built.map_or_else(|| short.to_owned(), |b| of(b).display().to_string())
+    };
+    let mut args: Vec<String> = vec!["profile".to_owned(), "--firmware".to_owned()];
+    args.push(path(|built| &built.firmware, "firmware"));
+    args.push("--kernel".to_owned());
+    args.push(path(|built| &built.guest_kernel, "guest-kernel"));
+    args.extend(options.iter().map(|&option| option.to_owned()));
+    if built.is_some() {
+        args.extend(["--timeout", TIMEOUT].map(str::to_owned));
+    }
+    args.extend(["--cmdline", cmdline, "--format", "json", "--output", output].map(str::to_owned));
+    args
+}
+
+/// For one run of exitvisor; none takes a tenth of it.
+const TIMEOUT: &str = "60s";
+
+impl Errand<'_> {
+    /// Runs everything, and removes what an earlier one has left.
+    pub(crate) fn run(&self, progress: &ProgressBar) -> anyhow::Result<Vec<Evidence>> {
+        let mut missing = BTreeMap::new();
+        for &host in self.hosts {
+            if let Err(error) = lab::prepare(host, Version::default()) {
+                missing.insert(
+                    host.name(),
+                    format!("there is no {}: {error:#}", host.title()),
+                );
+            }
+        }
+        let units = self.units();
+        for unit in &units {
+            for run in plan::RUNS {
+                for suffix in ["json", "csv"] {
+                    let file = unit.file(self.raw, run.name).with_extension(suffix);
+                    // What is not there need not go.
+                    let _ = fs::remove_file(file);
+                }
+            }
+        }
+        let there = units
+            .iter()
+            .filter(|u| !missing.contains_key(u.host.name()));
+        let there: Vec<Unit> = there.copied().collect();
+        let runs = there.iter().map(|unit| self.runs(*unit).len() as u64);
+        progress.set_length(runs.sum());
+        let mut boots = self.boots(&there, progress)?;
+        let evidence = self.hosts.iter().map(|&host| {
+            let mut of_host = BTreeMap::new();
+            for unit in units.iter().filter(|unit| unit.host == host) {
+                let place = boots.iter().position(|(ran, _)| ran == unit);
+                let boot = match (place, missing.get(host.name())) {
+                    (Some(place), _) => boots.swap_remove(place).1,
+                    (None, Some(why)) => Err(why.clone()),
+                    (None, None) => Err("it was ended before".to_owned()),
+                };
+                of_host.insert(unit.paging, boot);
+            }
+            Evidence {
+                title: host.title().to_owned(),
+                boots: of_host,
+            }
+        });
+        Ok(evidence.collect())
+    }
+
+    /// The boots of labs that are needed, the longest first.
+    fn units(&self) -> Vec<Unit> {
+        let mut units = Vec::new();
+        for paging in [Paging::Nested, Paging::Shadow] {
+            for host in [Host::Intel, Host::Amd] {
+                let unit = Unit { host, paging };
+                if self.hosts.contains(&host) && !self.runs(unit).is_empty() {
+                    units.push(unit);
+                }
+            }
+        }
+        units
+    }
+
+    fn runs(&self, unit: Unit) -> Vec<&'static Run> {
+        plan::runs(unit.paging, self.exercises)
+    }
+
+    fn boots(
+        &self,
+        units: &[Unit],
+        progress: &ProgressBar,
+    ) -> anyhow::Result<Vec<(Unit, Result<Boot, String>)>> {
+        let waiting = Mutex::new(VecDeque::from(units.to_vec()));
+        let done = Mutex::new(Vec::new());
+        let work = || -> anyhow::Result<()> {
+            loop {
+                let unit = locked(&waiting).pop_front();
+                let Some(unit) = unit else { return Ok(()) };
+                let boot = self.boot(unit, progress).inspect_err(|_| {
+                    // No more of it.
+                    locked(&waiting).clear();
+                })?;
+                locked(&done).push((unit, boot));
+            }
+        };
+        thread::scope(|scope| {
+            let others: Vec<_> = (1..at_once()).map(|_| scope.spawn(work)).collect();
+            let mut result = work();
+            for other in others {
+                let ended = other.join();
+                let ended = ended.map_err(|_| anyhow::anyhow!("a lab's thread panicked"));
+                result = result.and(ended.and_then(|ended| ended));
+            }
+            result
+        })?;
+        Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// One boot of a lab, in a process of its own. An error is the end of everything.
+    fn boot(&self, unit: Unit, progress: &ProgressBar) -> anyhow::Result<Result<Boot, String>> {
+        let orders = Orders {
+            exitvisor: self.built.exitvisor.clone(),
+            runs: self
+                .runs(unit)
+                .into_iter()
+                .map(|run| {
+                    let output = unit.file(self.raw, run.name).display().to_string();
+                    Order {
+                        name: run.name.to_owned(),
+                        args: arguments(run, Some(self.built), &output),
+                    }
+                })
+                .collect(),
+        };
+        let folder = tempfile::tempdir().context("cannot make a folder for the orders")?;
+        let file = folder.path().join("orders.json");
+        fs::write(&file, serde_json::to_vec(&orders)?).context("cannot write the orders")?;
+
+        let mut command = Command::new(std::env::current_exe().context("cannot find xtask")?);
+        command.args(["exercises-lab", unit.host.name(), unit.paging.name()]);
+        command.arg("--exitvisor").arg(&self.built.exitvisor);
+        command.arg("--firmware").arg(&self.built.firmware);
+        command.arg("--guest-kernel").arg(&self.built.guest_kernel);
+        command
+            .arg("--orders")
+            .arg(&file)
+            .arg("--raw")
+            .arg(self.raw);
+        command.stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let die_with_us = || prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into);
+        // SAFETY: between fork and exec the closure makes one system call.
+        unsafe { command.pre_exec(die_with_us) };
+        let mut child = command.spawn().context("cannot start xtask")?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut said = String::new();
+        let told = thread::scope(|scope| {
+            let told = scope.spawn(|| {
+                let mut text = Vec::new();
+                stdout.map(|mut from| from.read_to_end(&mut text));
+                text
+            });
+            let lines = stderr.map(|from| BufReader::new(from).split(b'\n'));
+            for line in lines.into_iter().flatten().map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                if orders.runs.iter().any(|order| order.name == line) {
+                    progress.set_message(format!("{}: {line}", unit.title()));
+                    progress.inc(1);
+                } else if !line.starts_with("+ ") {
+                    said += &line;
+                    said.push('\n');
+                }
+            }
+            told.join().unwrap_or_default()
+        });
+        let status = step::number(child.wait().context("cannot wait for a lab")?);
+        if status >= 128 {
+            let what = "cargo xtask exercises".to_owned();
+            return Err(Ended { what, status }.into());
+        }
+        if status != 0 {
+            let why = said.trim();
+            let why = why
+                .strip_prefix("xtask: ")
+                .unwrap_or(why)
+                .replace('\n', " ");
+            return Ok(Err(format!("it ended with status {status}: {why}")));
+        }
+        let told: Told = match serde_json::from_slice(&told) {
+            Ok(told) => told,
+            Err(error) => return Ok(Err(format!("what it said cannot be read: {error}"))),
+        };
+        let mut profiles = BTreeMap::new();
+        for run in told.runs.keys() {
+            let Ok(bytes) = fs::read(unit.file(self.raw, run)) else {
+                continue;
+            };
+            let profile: Result<Profile, _> = serde_json::from_slice(&bytes);
+            match profile {
+                Ok(profile) => _ = profiles.insert(run.clone(), profile),
+                Err(error) => return Ok(Err(format!("the profile {run} cannot be read: {error}"))),
+            }
+        }
+        Ok(Ok(Boot { told, profiles }))
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Run the exercises in one boot of a lab
+#[derive(Debug, Args)]
+#[command(hide = true)]
+pub(crate) struct OneLab {
+    host: Host,
+    paging: Paging,
+    #[arg(long)]
+    exitvisor: PathBuf,
+    #[arg(long)]
+    firmware: PathBuf,
+    #[arg(long)]
+    guest_kernel: PathBuf,
+    #[arg(long)]
+    orders: PathBuf,
+    #[arg(long)]
+    raw: PathBuf,
+}
+
+impl OneLab {
+    /// Boots the lab; what is told inside goes to stdout, a line for each run to stderr.
+    pub(crate) fn run(self) -> anyhow::Result<u8> {
+        let built = Built {
+            exitvisor: self.exitvisor,
+            firmware: self.firmware,
+            guest_kernel: self.guest_kernel,
+        };
+        let this = std::env::current_exe().context("cannot find xtask")?;
+        let mut job = Job::new(self.host, this)?;
+        job.with_guests(&built)?;
+        let module_arg = self.paging.module_arg(self.host);
+        job.module_args = module_arg.into_iter().map(str::to_owned).collect();
+        job.args = vec!["exercises-in-lab".into(), self.orders.into()];
+        job.cwd = self.raw;
+        Ok(lab::run(&job)?.status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_as_one_would_type_it() {
+        let run = plan::RUNS.iter().find(|run| run.name == "boot").unwrap();
+        assert_eq!(
+            arguments(run, None, "boot.json").join(" "),
+            "profile --firmware firmware --kernel guest-kernel --on-reset continue \
+             --cmdline reboot=1 --format json --output boot.json"
+        );
+    }
+
+    #[test]
+    fn boots_of_labs() {
+        let built = Built {
+            exitvisor: "e".into(),
+            firmware: "f".into(),
+            guest_kernel: "g".into(),
+        };
+        let units = |hosts, exercises| {
+            let errand = Errand {
+                built: &built,
+                hosts,
+                exercises,
+                raw: Path::new("/raw"),
+            };
+            let units = errand.units();
+            units.into_iter().map(Unit::title).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            units(&[Host::Amd], &[Exercise::Paging]),
+            ["AMD lab, nested paging", "AMD lab, shadow paging"]
+        );
+        assert_eq!(
+            units(&[Host::Amd, Host::Intel], &[Exercise::Boot]),
+            ["Intel lab, nested paging", "AMD lab, nested paging"]
+        );
+    }
+}

@@ -1,0 +1,302 @@
+//! `cargo xtask exercises`: everything that the coursework asks, run in the labs and answered in
+//! one document.
+//!
+//! `plan` says what is run; `labs` runs it and brings `evidence`; each module of `answers` makes of
+//! it one answer of the `results`; `document` and JSON render these.
+
+mod answers;
+mod console;
+mod document;
+mod evidence;
+mod inside;
+mod labs;
+mod plan;
+mod profile;
+mod results;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::build::{self, Built};
+use crate::lab::Host;
+use crate::step::Step;
+use crate::{FAILED, signals, workspace};
+use evidence::Evidence;
+pub(crate) use inside::InLab;
+pub(crate) use labs::OneLab;
+use plan::Exercise;
+use results::{Answered, Lab, Results};
+
+/// Run the coursework's exercises in the labs and write one document with all answers
+///
+/// The document is results.md; beside it lie results.json, a CSV for each exercise, and in raw/ the
+/// profile of each run as JSON and CSV. The status is 1 if an answer is not as expected, 70 if a lab
+/// could not be run; the document says so in either case.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cargo xtask exercises
+  cargo xtask exercises --on amd-lab --only hypercall,leaves
+  cargo xtask exercises --output /tmp/results")]
+pub(crate) struct Exercises {
+    /// In which labs, several with commas
+    #[arg(long, value_enum, value_name = "LAB", value_delimiter = ',',
+          default_values_t = [Place::AmdLab, Place::IntelLab])]
+    on: Vec<Place>,
+    /// Only these exercises, several with commas
+    #[arg(long, value_enum, value_name = "EXERCISE", value_delimiter = ',')]
+    only: Vec<Exercise>,
+    /// The folder to write to [default: exercises/ in the target folder]
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+}
+
+/// A lab, as the command line names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Place {
+    /// Real kvm_amd on an emulated CPU
+    AmdLab,
+    /// Real kvm_intel on an emulated CPU
+    IntelLab,
+}
+
+/// The status if an answer is not as expected.
+const UNEXPECTED: u8 = 1;
+
+impl Exercises {
+    /// Builds, runs, answers, and says where the document is.
+    pub(crate) fn run(self) -> anyhow::Result<u8> {
+        let folder = self.folder()?;
+        let raw = folder.join("raw");
+        fs::create_dir_all(&raw).with_context(|| format!("cannot make {}", raw.display()))?;
+        let built = build::build()?;
+        signals::outlive_interrupts()?;
+        let exercises = self.exercises();
+        let hosts: Vec<Host> = self.hosts();
+        let errand = labs::Errand {
+            built: &built,
+            hosts: &hosts,
+            exercises: &exercises,
+            raw: &raw,
+        };
+        let progress = ProgressBar::new(0).with_style(style());
+        progress.set_message("labs: booting");
+        let evidence = errand.run(&progress);
+        progress.finish_and_clear();
+        let evidence = evidence?;
+
+        let results = self.results(&exercises, &evidence);
+        save(&results, &folder)?;
+        raw_csv(&built, &raw)?;
+        print!("{}", summary(&results, &folder));
+        Ok(status(&results))
+    }
+
+    fn exercises(&self) -> Vec<Exercise> {
+        let wanted = |exercise: &&Exercise| self.only.is_empty() || self.only.contains(exercise);
+        let all = Exercise::value_variants().iter();
+        all.filter(wanted).copied().collect()
+    }
+
+    fn hosts(&self) -> Vec<Host> {
+        let hosts = [(Place::AmdLab, Host::Amd), (Place::IntelLab, Host::Intel)];
+        let wanted = hosts
+            .into_iter()
+            .filter(|(place, _)| self.on.contains(place));
+        wanted.map(|(_, host)| host).collect()
+    }
+
+    /// The folder to write to, absolute.
+    fn folder(&self) -> anyhow::Result<PathBuf> {
+        let folder = match &self.output {
+            Some(folder) => folder.clone(),
+            None => workspace::target_folder()?.join("exercises"),
+        };
+        let made = fs::create_dir_all(&folder).and_then(|()| folder.canonicalize());
+        made.with_context(|| format!("cannot make {}", folder.display()))
+    }
+
+    fn results(&self, exercises: &[Exercise], evidence: &[Evidence]) -> Results {
+        let version = evidence
+            .iter()
+            .find_map(|lab| Some(lab.any_profile()?.tool.version.clone()));
+        Results {
+            schema: "exitvisor-exercises",
+            version: 1,
+            created: jiff::Timestamp::now()
+                .strftime("%Y-%m-%dT%H:%M:%SZ")
+                .to_string(),
+            tool: format!("exitvisor {}", version.as_deref().unwrap_or("(unknown)")),
+            command: self.command(),
+            labs: evidence.iter().map(lab).collect(),
+            exercises: exercises
+                .iter()
+                .map(|&exercise| answers::answer(exercise, evidence))
+                .collect(),
+        }
+    }
+
+    /// As it was typed, but for where it writes to.
+    fn command(&self) -> String {
+        let name = |place: &Place| place.to_possible_value().map(|v| v.get_name().to_owned());
+        let on: Vec<String> = self.on.iter().filter_map(name).collect();
+        let mut command = format!("cargo xtask exercises --on {}", on.join(","));
+        if !self.only.is_empty() {
+            let only: Vec<String> = self.only.iter().map(|only| only.name()).collect();
+            command += &format!(" --only {}", only.join(","));
+        }
+        command
+    }
+}
+
+/// What is known of a lab.
+fn lab(evidence: &Evidence) -> Lab {
+    let mut facts = Vec::new();
+    let mut fact = |name: &str, value: String| facts.push((name.to_owned(), value));
+    if let Some(profile) = evidence.any_profile() {
+        let host = &profile.host;
+        fact("CPU", host.cpu.clone());
+        fact("kernel", format!("Linux {}", host.kernel));
+        fact("KVM", format!("kvm_{}", host.kvm));
+        fact("TSC", format!("{} kHz", results::grouped(host.tsc_khz)));
+        let ledger = profile.incomplete();
+        fact(
+            "exits counted by",
+            ledger.unwrap_or_else(|| "kernel ledger: every exit, none sampled".to_owned()),
+        );
+    }
+    let (mut parameters, mut missing) = (BTreeMap::new(), Vec::new());
+    for (paging, boot) in &evidence.boots {
+        match boot {
+            Ok(boot) => {
+                let all = &boot.told.parameters;
+                let telling = |name: &str| {
+                    let value = all.get(name)?;
+                    Some(format!("{}={value}", name.split('.').nth(1)?))
+                };
+                let words: Vec<String> = PARAMETERS.iter().filter_map(|n| telling(n)).collect();
+                fact(&format!("{} paging", paging.name()), words.join(" "));
+                parameters.insert(paging.name().to_owned(), all.clone());
+            }
+            Err(why) => missing.push(format!("{} paging: {why}", paging.name())),
+        }
+    }
+    Lab {
+        title: evidence.title.clone(),
+        facts,
+        parameters,
+        missing,
+    }
+}
+
+/// Parameters that the document names.
+const PARAMETERS: [&str; 7] = [
+    "kvm_amd.npt",
+    "kvm_amd.nested",
+    "kvm_amd.avic",
+    "kvm_intel.ept",
+    "kvm_intel.unrestricted_guest",
+    "kvm_intel.vpid",
+    "kvm_intel.nested",
+];
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Writes the document, the JSON and a CSV for each exercise.
+fn save(results: &Results, folder: &Path) -> anyhow::Result<()> {
+    let write = |name: &str, text: String| {
+        let path = folder.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write("results.md", document::markdown(results))?;
+    let json = serde_json::to_string_pretty(results)?;
+    write("results.json", json + "\n")?;
+    for exercise in results.exercises.iter().filter(|e| !e.csv.is_empty()) {
+        write(&format!("{}.csv", exercise.name), csv(&exercise.csv))?;
+    }
+    Ok(())
+}
+
+/// RFC 4180, but lines end in LF.
+fn csv(rows: &[Vec<String>]) -> String {
+    let field = |field: &String| match field.contains([',', '"', '\n']) {
+        true => format!("\"{}\"", field.replace('"', "\"\"")),
+        false => field.clone(),
+    };
+    let row = |row: &Vec<String>| row.iter().map(field).collect::<Vec<_>>().join(",") + "\n";
+    rows.iter().map(row).collect()
+}
+
+/// Each profile as CSV, beside it.
+fn raw_csv(built: &Built, raw: &Path) -> anyhow::Result<()> {
+    let entries = raw.read_dir();
+    for entry in entries.with_context(|| format!("cannot read {}", raw.display()))? {
+        let profile = entry?.path();
+        if profile
+            .extension()
+            .is_none_or(|extension| extension != "json")
+        {
+            continue;
+        }
+        let mut step = Step::new(&built.exitvisor).arg("report").arg(&profile);
+        step = step.args(["--format", "csv", "--output"]);
+        step = step.arg(profile.with_extension("csv"));
+        let output = step.output()?;
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            anyhow::bail!("`{step}`: {why}");
+        }
+    }
+    Ok(())
+}
+
+/// A line for each exercise, what failed, and where the document is.
+fn summary(results: &Results, folder: &Path) -> String {
+    let mut text = String::new();
+    for (i, exercise) in results.exercises.iter().enumerate() {
+        let failed: Vec<_> = exercise.failures().collect();
+        let met = exercise.checks.len() - failed.len();
+        let outcome = outcome(exercise, met, failed.len());
+        text += &format!("{}. {:<44} {outcome}\n", i + 1, exercise.title);
+        for check in failed {
+            let found = check.failed.as_deref().unwrap_or_default();
+            text += &format!(
+                "   FAILED, {}: expected {}; found {found}\n",
+                check.lab, check.expected
+            );
+        }
+        for not_run in &exercise.not_run {
+            text += &format!("   not run, {}: {}\n", not_run.lab, not_run.why);
+        }
+    }
+    let document = folder.join("results.md");
+    let shown = Path::new(workspace::shown(&document)).display().to_string();
+    text += &format!("saved: {shown} (and results.json, CSV, raw/)\n");
+    text
+}
+
+fn outcome(exercise: &Answered, met: usize, failed: usize) -> String {
+    match (met, failed) {
+        (0, 0) if !exercise.not_run.is_empty() => "not run".to_owned(),
+        (met, 0) => format!("{met} expectations met"),
+        (met, failed) => format!("{met} expectations met, {failed} FAILED"),
+    }
+}
+
+fn status(results: &Results) -> u8 {
+    let mut exercises = results.exercises.iter();
+    if exercises.any(|exercise| exercise.failures().next().is_some()) {
+        UNEXPECTED
+    } else if results.labs.iter().any(|lab| !lab.missing.is_empty()) {
+        FAILED
+    } else {
+        0
+    }
+}
