@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
 use crate::platform::dump::Dump;
+use crate::platform::irqchip;
 use crate::profile::limit::Limits;
 
 /// A tiny KVM hypervisor whose product is knowledge: what a boot costs in VM exits.
@@ -266,6 +267,10 @@ pub struct VmArgs {
     /// Where tracefs is mounted, which the kernel-side ledger reads [default: a usual place]
     #[arg(long, value_name = "DIR")]
     pub tracefs: Option<PathBuf>,
+    /// Interrupt controllers: KVM's, with 24 pins, or local APICs alone and an IOAPIC of only the pins
+    /// that are wired, which saves Linux exits (auto: this for Linux)
+    #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
+    pub irqchip: irqchip::Wish,
     /// How hypercalls arrive: auto, xen (KVM passes every VMCALL on, where it can) or gate (a
     /// breakpoint on a registered instruction)
     #[arg(
@@ -388,6 +393,7 @@ impl VmArgs {
                 level: self.ledger.0,
                 tracefs: self.tracefs,
             },
+            irqchip: self.irqchip,
             hypercall: self.hypercall,
             exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,

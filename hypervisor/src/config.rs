@@ -14,6 +14,7 @@ use crate::exits::source::kernel::Level;
 use crate::exits::source::open::KernelWish;
 use crate::layout;
 use crate::platform::dump::Dump;
+use crate::platform::irqchip;
 
 /// Most vCPUs: what 8-bit xAPIC identifiers can name.
 pub const MAX_CPUS: u32 = 254;
@@ -313,6 +314,8 @@ pub struct Config {
     pub edition: Edition,
     /// What is wanted of the kernel-side ledger.
     pub kernel_ledger: KernelWish,
+    /// Which interrupt controllers the machine has.
+    pub irqchip: irqchip::Wish,
     /// How hypercalls are to arrive.
     pub hypercall: Wish,
     /// Show the guest its exit page, where that is possible.

@@ -21,7 +21,7 @@ use crate::boot::files::Files;
 use crate::boot::kernel::Kernel;
 use crate::boot::linux::HandOver;
 use crate::boot::pvh::{self, Module};
-use crate::boot::{Entry, Protocol};
+use crate::boot::{Entry, Protocol, arguments};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
 use crate::devices::control::Control;
@@ -126,9 +126,6 @@ fn prepare(vm: &VmFd, kvm_kind: KvmKind, wish: Wish) -> Result<Mechanism, Error>
         .map_err(kvm_error("an identity map"))?;
     vm.set_tss_address(layout::TSS as usize)
         .map_err(kvm_error("a TSS address"))?;
-    vm.create_irq_chip()
-        .map_err(kvm_error("an in-kernel irqchip"))?;
-    irqchip::mask_8259s(vm).map_err(kvm_error("masking the 8259s"))?;
     if kvm_kind == KvmKind::Software {
         // There a stray VMCALL would hang in KVM_RUN while KVM tries to patch it; without this
         // quirk it is #UD. Not every kernel has the capability: then the time limit must do.
@@ -186,7 +183,11 @@ fn image_error(role: &'static str, path: &Path) -> impl FnOnce(elf::ElfError) ->
 
 /// What the guest is told of the machine besides what the configuration says.
 #[derive(Clone, Copy)]
-struct Told {
+struct Told<'a> {
+    /// The kernel's command line.
+    cmdline: &'a str,
+    /// Which interrupt controllers there are.
+    irqchip: irqchip::Kind,
     /// Frequency of the local APICs' timer.
     timer_hz: u32,
     /// How often the machine has been reset.
@@ -202,7 +203,7 @@ fn load(
     memory: &Memory,
     mut image: Kernel,
     files: &mut Files,
-    told: Told,
+    told: Told<'_>,
 ) -> Result<Boot, Error> {
     let role = match config.firmware {
         Some(_) => Role::Firmware,
@@ -216,7 +217,7 @@ fn load(
     };
     let entry = image.entry(wish).map_err(image_error(role.name(), &path))?;
     image
-        .load(memory, role, &config.cmdline)
+        .load(memory, role, told.cmdline)
         .map_err(image_error(role.name(), &path))?;
     // Modules lie above the image and above the hole at 640 KiB.
     let floor = image.end().max(layout::HIGH_START);
@@ -247,7 +248,8 @@ fn load(
     let machine = Machine {
         memory: config.memory.bytes(),
         cpus: config.cpus.get(),
-        cmdline: &config.cmdline,
+        cmdline: told.cmdline,
+        irqchip: told.irqchip,
         initrd,
         leaves: config.leaves.layout,
         timer_hz: told.timer_hz,
@@ -268,9 +270,9 @@ fn load(
     }
     modules.push(described.module());
     let rsdp = described.acpi.rsdp.address;
-    pvh::write(memory, &config.cmdline, &modules, rsdp, told.exit_page)?;
+    pvh::write(memory, told.cmdline, &modules, rsdp, told.exit_page)?;
     let hand_over = HandOver {
-        cmdline: &config.cmdline,
+        cmdline: told.cmdline,
         initrd,
         rsdp,
         exit_page: told.exit_page,
@@ -313,26 +315,20 @@ fn console_file(target: ConsoleTarget) -> io::Result<File> {
     Ok(fd.into())
 }
 
-/// Software KVM runs small guests: in Linux it hangs, which is no way to say so.
-fn refuse_linux(
-    image: &Kernel,
-    kind: KvmKind,
-    config: &Config,
-    held: &mut Held,
-) -> Result<(), Error> {
-    if kind != KvmKind::Software {
-        return Ok(());
-    }
+/// Whether what is booted is Linux, behind a firmware too.
+fn is_linux(image: &Kernel, config: &Config, held: &mut Held) -> bool {
     let behind = config.firmware.as_ref();
     let behind = behind.and_then(|_| Kernel::open(&config.kernel, &mut held.files).ok());
-    if !image.is_linux() && !behind.is_some_and(|kernel| kernel.is_linux()) {
-        return Ok(());
-    }
-    Err(Error::NoKvm(format!(
+    image.is_linux() || behind.is_some_and(|kernel| kernel.is_linux())
+}
+
+/// Software KVM runs small guests: in Linux it hangs, which is no way to say so.
+fn refuse_linux(config: &Config) -> Error {
+    Error::NoKvm(format!(
         "kernel {} is Linux, which does not run on this machine's software KVM (kvm_pvm): boot it in \
          a lab, `cargo xtask run --on amd-lab …`, or where there is kvm_intel or kvm_amd",
         config.kernel.display()
-    )))
+    ))
 }
 
 /// Makes the exit page, if it is wanted and possible, and gives it to the VM. Its counters begin at
@@ -387,7 +383,14 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
 
     let kind = host::kvm_kind();
-    refuse_linux(&image, kind, config, held)?;
+    let linux = is_linux(&image, config, held);
+    if linux && kind == KvmKind::Software {
+        return Err(refuse_linux(config));
+    }
+    let cmdline = match linux {
+        true => arguments::with(&config.cmdline),
+        false => config.cmdline.clone(),
+    };
     let kvm = held.kvm(open_kvm)?;
     let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
     if config.cpus.get() > most {
@@ -399,6 +402,11 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let memory = memory::map(config.memory.bytes())?;
     memory::give_to_kvm(&fd, &memory)?;
     let hypercalls = prepare(&fd, kind, config.hypercall)?;
+    let irqchip = irqchip::create(&fd, config.irqchip, linux)?;
+    let ioapic = match irqchip {
+        irqchip::Kind::Kernel => None,
+        irqchip::Kind::Split => Some(irqchip::Wired::new(&kvm, &fd, irqchip)?),
+    };
     let kernel = held.kernel(config, kind).clone();
     let exit_page = exit_page(config, &fd, &kernel, resets)?;
 
@@ -429,6 +437,8 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let told = Told {
+        cmdline: &cmdline,
+        irqchip,
         timer_hz,
         resets,
         exit_page: exit_page.as_ref().map(|page| page.size()),
@@ -473,6 +483,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         hypercalls,
         milestones: Milestones::new(boot.names),
         com1: Mutex::new(com1),
+        ioapic,
         control,
         layout: config.leaves.layout,
         edition: config.edition,

@@ -89,11 +89,7 @@ pub fn write(
 }
 
 /// The zero page: nothing of a BIOS, a screen or a disk in it.
-fn zero_page(
-    memory: &Memory,
-    header: &setup_header,
-    hand_over: &HandOver<'_>,
-) -> boot_params {
+fn zero_page(memory: &Memory, header: &setup_header, hand_over: &HandOver<'_>) -> boot_params {
     let mut params = boot_params {
         hdr: *header,
         acpi_rsdp_addr: hand_over.rsdp,

@@ -1,5 +1,6 @@
 //! Boot images: what is loaded, and how it is entered.
 
+pub mod arguments;
 pub mod bzimage;
 pub mod elf;
 pub mod files;

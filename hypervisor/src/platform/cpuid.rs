@@ -2,7 +2,7 @@
 //!
 //! | leaf | change |
 //! |---|---|
-//! | 1 | EBX\[31:24\] = APIC ID; ECX\[24\] TSC deadline timer, ECX\[31\] hypervisor present |
+//! | 1 | EBX\[31:24\] = APIC ID; ECX\[24\] TSC deadline timer, ECX\[31\] hypervisor present; EDX\[12\] MTRR off: all memory is write-back, whatever they say, and reading them costs a boot 40 exits |
 //! | 7.0 | ECX\[16\] LA57 off: gates are checked as 48-bit addresses |
 //! | 0xB, 0x1F | EDX = x2APIC ID |
 //! | 0x4FFFFF00 | added: discovery (`exit_abi::leaf::DISCOVERY`) |
@@ -15,6 +15,7 @@ use crate::exits::gate;
 
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
+const MTRR: u32 = 1 << 12;
 const LA57: u32 = 1 << 16;
 
 fn entry(function: u32, r: Registers) -> kvm_cpuid_entry2 {
@@ -45,6 +46,7 @@ pub fn table(
                 if deadline {
                     e.ecx |= TSC_DEADLINE;
                 }
+                e.edx &= !MTRR;
             }
             7 if e.index == 0 => e.ecx &= !LA57,
             0xB | 0x1F => e.edx = apic_id.into(),
