@@ -45,8 +45,6 @@ pub const ZERO_PAGE: u64 = 0x8000;
 /// The page tables at the entry by that protocol: one of the top level, one of pointers, and a
 /// directory for each GiB. The kernel leaves them for its own within its first instructions.
 pub const PAGE_TABLES: u64 = 0x9000;
-/// GiB that they map to themselves: all below 4, for there is everything that a loader places.
-pub const MAPPED_GIB: u64 = 4;
 /// The segment descriptors at that entry.
 pub const GDT: u64 = 0xF000;
 /// Linux's list of `setup_data`: the random seed.
@@ -102,7 +100,6 @@ pub const COM1_GSI: u32 = 4;
 const PAGE: u64 = 0x1000;
 
 const _: () = assert!(MODULE_LIST + 32 * MODULES_MAX as u64 <= MODULE_NAMES);
-const _: () = assert!(PAGE_TABLES + (2 + MAPPED_GIB) * PAGE <= GDT);
 const _: () = assert!(MODULE_NAMES + (MODULES_MAX * MODULE_NAME_SIZE) as u64 <= 0x8000);
 
 /// RAM as (start, length) for a guest with `size` bytes of it.

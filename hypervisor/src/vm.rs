@@ -166,7 +166,6 @@ fn create_vcpu(
 
 /// What was loaded where.
 struct Boot {
-    entry: Entry,
     /// Each with what stands there.
     gates: Vec<(Gate, [u8; 3])>,
     names: BTreeMap<u32, String>,
@@ -184,6 +183,8 @@ fn image_error(role: &'static str, path: &Path) -> impl FnOnce(elf::ElfError) ->
 /// What the guest is told of the machine besides what the configuration says.
 #[derive(Clone, Copy)]
 struct Told<'a> {
+    /// Where what is loaded is entered.
+    entry: Entry,
     /// The kernel's command line.
     cmdline: &'a str,
     /// Which interrupt controllers there are.
@@ -210,12 +211,6 @@ fn load(
         None => Role::Kernel,
     };
     let path = image.path().to_owned();
-    // A firmware is entered by PVH; how it enters the kernel is its own business.
-    let wish = match role {
-        Role::Firmware => Protocol::Pvh,
-        Role::Kernel => config.boot,
-    };
-    let entry = image.entry(wish).map_err(image_error(role.name(), &path))?;
     image
         .load(memory, role, told.cmdline)
         .map_err(image_error(role.name(), &path))?;
@@ -277,7 +272,7 @@ fn load(
         rsdp,
         exit_page: told.exit_page,
     };
-    image.hand_over(entry, memory, &hand_over)?;
+    image.hand_over(told.entry, memory, &hand_over)?;
     let bytes = image.bytes();
     let gates = image.take_gates(memory);
     let mut names = image.take_names();
@@ -298,7 +293,6 @@ fn load(
         },
     );
     Ok(Boot {
-        entry,
         gates,
         names,
         images,
@@ -383,6 +377,12 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
 
     let kind = host::kvm_kind();
+    // A firmware is entered by PVH; how it enters the kernel is its own business.
+    let wish = match config.firmware {
+        Some(_) => Protocol::Pvh,
+        None => config.boot,
+    };
+    let entry = image.entry(wish).map_err(image_error(role, path))?;
     let linux = is_linux(&image, config, held);
     if linux && kind == KvmKind::Software {
         return Err(refuse_linux(config));
@@ -437,6 +437,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let told = Told {
+        entry,
         cmdline: &cmdline,
         irqchip,
         timer_hz,
@@ -459,7 +460,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
     let mut tsc_khz = 0;
     if let Some((boot_vcpu, _)) = fds.first() {
-        boot.entry.set(boot_vcpu)?;
+        entry.set(boot_vcpu)?;
         tsc_khz = boot_vcpu.get_tsc_khz().unwrap_or(0).into();
     }
 

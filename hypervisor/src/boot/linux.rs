@@ -26,6 +26,9 @@ const LARGE: u64 = TABLE | 1 << 7;
 /// Entries of a table, and bytes.
 const ENTRIES: u64 = 512;
 const PAGE: u64 = 0x1000;
+/// GiB that they map to themselves: all below 4, for there is everything that a loader places.
+const MAPPED_GIB: u64 = 4;
+const _: () = assert!(layout::PAGE_TABLES + (2 + MAPPED_GIB) * PAGE <= layout::GDT);
 /// Selectors at entry: `__BOOT_CS` and `__BOOT_DS`.
 const CODE: u16 = 0x10;
 const DATA: u16 = 0x18;
@@ -147,7 +150,7 @@ fn write_tables(memory: &Memory) -> Result<(), LinuxError> {
     let pointers = layout::PAGE_TABLES + PAGE;
     let directories = pointers + PAGE;
     put(layout::PAGE_TABLES, &[pointers | TABLE])?;
-    for gib in 0..layout::MAPPED_GIB {
+    for gib in 0..MAPPED_GIB {
         let directory = directories + gib * PAGE;
         put(pointers + gib * 8, &[directory | TABLE])?;
         let large = (0..ENTRIES).map(|i| gib << 30 | i << 21 | LARGE);

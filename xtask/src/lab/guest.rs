@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::cpio::Archive;
 use super::packages::{Packages, Wanted};
-use super::{BUSYBOX, Version};
+use super::{BUSYBOX, Job, Version, bochs, packages, vmlinux};
 
 /// A Linux that can be booted as a guest.
 #[derive(Clone, Debug)]
@@ -18,14 +18,42 @@ pub(crate) struct Guest {
     pub(crate) initrd: PathBuf,
 }
 
-/// What runs in user space: it says that it is there, and powers off. With `-- idle` at the end of the
-/// kernel's command line it does nothing more: then what is counted ends where user space begins.
+/// What runs in user space. It says that it is there, and powers off; a word behind `--` on the
+/// kernel's command line makes it do something else: with `idle` what is counted ends where user
+/// space begins.
 const INIT: &str = "\
 #!/bin/busybox sh
-echo \"exitvisor-guest: user space\"
-[ \"$1\" = idle ] && exec /bin/busybox sleep 86400
+echo 'exitvisor-guest: user space'
+case \"$1\" in
+idle) exec /bin/busybox sleep 86400 ;;
+reset) exec /bin/busybox reboot -f ;;
+esac
+echo \"exitvisor-guest: $(/bin/busybox uname -r), $(/bin/busybox nproc) CPUs\"
 exec /bin/busybox poweroff -f
 ";
+
+/// The variables by which tests find the guests: both kernels, the initramfs, and one kernel unpacked.
+pub(crate) const VARIABLES: [&str; 4] = [
+    "EXITVISOR_LINUX_6_1",
+    "EXITVISOR_LINUX_6_12",
+    "EXITVISOR_INITRAMFS",
+    "EXITVISOR_VMLINUX",
+];
+
+/// Carries the guests into a lab, fetched and made first if they are not there yet.
+pub(crate) fn carry(job: &mut Job) -> anyhow::Result<()> {
+    let packages = packages(&job.own)?;
+    let guests = [Version::V6_1, Version::V6_12].map(|version| guest(&packages, version));
+    let [old, new] = guests;
+    let (old, new) = (old?, new?);
+    let vmlinux = vmlinux::file(&old.kernel, &packages.folder.join(bochs::KERNELS))?;
+    let files = [old.kernel, new.kernel, old.initrd, vmlinux];
+    for (name, file) in VARIABLES.iter().zip(files) {
+        job.env.push(((*name).into(), file.clone().into()));
+        job.files.push(file);
+    }
+    Ok(())
+}
 
 /// The guest of this version; fetched and made first if it is not there yet.
 pub(super) fn guest(packages: &Packages, version: Version) -> anyhow::Result<Guest> {
