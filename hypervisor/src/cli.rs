@@ -8,11 +8,14 @@ use exit_abi::reason::Edition;
 
 use crate::boot::Protocol;
 use crate::config::{
-    self, Config, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset, TimeLimit,
+    self, Config, ConfigError, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset,
+    TimeLimit,
 };
 use crate::error::Error;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
+use crate::memory::prefault::Prefault;
+use crate::memory::{HUGE_PAGE, Pages};
 use crate::platform::dump::Dump;
 use crate::platform::irqchip;
 use crate::profile::limit::Limits;
@@ -231,6 +234,24 @@ pub struct VmArgs {
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     #[arg(allow_hyphen_values = true)]
     pub memory: MemorySize,
+    /// Pages of which the host makes guest memory: host (as it is set up), 4k, thp (huge where it finds
+    /// some) or huge (of 2 MiB, from the pool in /proc/sys/vm/nr_hugepages)
+    #[arg(
+        long,
+        value_name = "PAGES",
+        default_value = "host",
+        allow_hyphen_values = true
+    )]
+    pub pages: Pages,
+    /// Fill guest memory in before the guest runs: none, touch (by the host) or kvm (mapped by KVM too,
+    /// so that no first touch exits)
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "none",
+        allow_hyphen_values = true
+    )]
+    pub prefault: Prefault,
     /// Number of vCPUs
     #[arg(
         long,
@@ -373,6 +394,9 @@ impl VmArgs {
             }
             (ResetMode::Continue, most) => OnReset::Continue(most.unwrap_or(MAX_RESETS)),
         };
+        if self.pages == Pages::Huge && !self.memory.bytes().is_multiple_of(HUGE_PAGE) {
+            return Err(ConfigError::NotHuge(self.memory.bytes()).into());
+        }
         if self.dump_dtb.as_deref() == Some(Path::new("-")) {
             let what = "--dump-dtb needs the name of a file: standard output is not for it alone";
             return Err(Error::Usage(what.into()));
@@ -384,6 +408,8 @@ impl VmArgs {
             initrd: self.initrd,
             cmdline: self.cmdline,
             memory: self.memory,
+            pages: self.pages,
+            prefault: self.prefault,
             cpus: self.cpus,
             timeout: self.timeout.unwrap_or(timeout),
             on_reset,
@@ -466,6 +492,8 @@ mod tests {
             (&["--leaves", "odd"], "classic, reversed"),
             (&["--sdm", "1999"], "current or 2020"),
             (&["--hypercall", "kvm"], "auto, xen or gate"),
+            (&["--pages", "2M"], "host, 4k, thp or huge"),
+            (&["--prefault", "all"], "none, touch or kvm"),
             (&["--timeout", "soon"], "for example 30s"),
             (&["--format", "xml"], "possible values: text, json, csv"),
             (&["--nonsense"], "--nonsense"),

@@ -13,6 +13,8 @@ use crate::exits::hypercall::Wish;
 use crate::exits::source::kernel::Level;
 use crate::exits::source::open::KernelWish;
 use crate::layout;
+use crate::memory::prefault::Prefault;
+use crate::memory::{self, Pages};
 use crate::platform::dump::Dump;
 use crate::platform::irqchip;
 
@@ -63,6 +65,18 @@ pub enum ConfigError {
     /// Not a way for hypercalls.
     #[error("`{0}` is not a way for hypercalls to arrive: write auto, xen or gate")]
     Hypercall(String),
+    /// Not a kind of pages.
+    #[error("`{0}` is not a kind of pages: write host, 4k, thp or huge")]
+    Pages(String),
+    /// Not a way to fill memory in.
+    #[error("`{0}` is not a way to fill memory in: write none, touch or kvm")]
+    Prefault(String),
+    /// Not whole huge pages.
+    #[error(
+        "--pages huge: memory of {0} bytes is not whole pages of 2 MiB: give --memory {rounded}M",
+        rounded = .0.div_ceil(memory::HUGE_PAGE) * 2
+    )]
+    NotHuge(u64),
     /// Command line too long.
     #[error("the command line has {0} bytes: at most {max} fit", max = layout::CMDLINE_SIZE - 1)]
     CmdlineTooLong(usize),
@@ -302,6 +316,10 @@ pub struct Config {
     pub cmdline: String,
     /// Guest memory.
     pub memory: MemorySize,
+    /// What pages it is made of.
+    pub pages: Pages,
+    /// How it is filled in before the guest runs.
+    pub prefault: Prefault,
     /// vCPUs.
     pub cpus: CpuCount,
     /// Time limit.

@@ -81,7 +81,7 @@ impl Error {
     pub fn status(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Config(_) => status::USAGE,
-            Self::NoKvm(_) => status::NO_KVM,
+            Self::NoKvm(_) | Self::Memory(MemoryError::NoPrefault(_)) => status::NO_KVM,
             Self::Image { .. } => status::INPUT,
             Self::Pvh(PvhError::NoRoom { .. } | PvhError::Module { .. }) => status::INPUT,
             Self::Kvm { .. } | Self::Memory(_) | Self::Host { .. } => status::HOST,

@@ -74,6 +74,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         total,
         vcpus,
         gates,
+        memory,
         histograms: first_histograms,
         ..
     } = first;
@@ -102,6 +103,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         total,
         vcpus,
         gates,
+        memory,
         histograms: first_histograms,
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,

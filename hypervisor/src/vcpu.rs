@@ -37,7 +37,7 @@ use crate::exits::page::{ExitPage, Recorder};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
 use crate::layout;
-use crate::memory::Memory;
+use crate::memory::Ram;
 use crate::platform::irqchip::Wired;
 use crate::profile::KvmKind;
 
@@ -63,7 +63,7 @@ const THREADS_MAX: u32 = 8;
 /// What the vCPUs of a VM share.
 pub struct Shared {
     /// Guest memory.
-    pub memory: Memory,
+    pub memory: Ram,
     /// Who counts.
     pub books: Books,
     /// The gate table.

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use exit_abi::devicetree::{INITRD_MODULE, KERNEL_MODULE};
 use kvm_bindings::{
@@ -35,7 +36,7 @@ use crate::exits::milestone::Milestones;
 use crate::exits::page::ExitPage;
 use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
-use crate::memory::{self, Memory};
+use crate::memory::{self, Memory, prefault};
 use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
 use crate::vcpu::{Shared, Vcpu};
@@ -69,6 +70,8 @@ pub struct Vm {
     pub images: Vec<Loaded>,
     /// Set once the guest listens to its console.
     pub listening: Arc<AtomicBool>,
+    /// What it took to fill memory in before.
+    pub prefault_time: Duration,
     /// Keeps the VM.
     pub fd: VmFd,
 }
@@ -399,7 +402,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
     let fd = kvm.create_vm().map_err(kvm_error("a VM"))?;
 
-    let memory = memory::map(config.memory.bytes())?;
+    let memory = memory::map_of(config.pages, config.memory.bytes())?;
     memory::give_to_kvm(&fd, &memory)?;
     let hypercalls = prepare(&fd, kind, config.hypercall)?;
     let irqchip = irqchip::create(&fd, config.irqchip, linux)?;
@@ -464,6 +467,12 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         tsc_khz = boot_vcpu.get_tsc_khz().unwrap_or(0).into();
     }
 
+    let started = Instant::now();
+    if let Some((boot_vcpu, _)) = fds.first() {
+        prefault::fill(&memory, config.prefault, &fd, boot_vcpu)?;
+    }
+    let prefault_time = started.elapsed();
+
     let gates = Gates::new(fds.len());
     for (gate, bytes) in boot.gates {
         // The image's check has ruled out what the table refuses.
@@ -510,6 +519,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         sources,
         images: boot.images,
         listening,
+        prefault_time,
         fd,
     })
 }

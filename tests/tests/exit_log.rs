@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use black_box::accounts::{TIME_DRIVEN, has_ledger};
+use black_box::accounts::{FEW, TIME_DRIVEN, has_ledger, is_shadowed};
 use black_box::{Run, guest, kvm, needs_kvm, needs_ledger, profile, skip};
 use exitvisor::profile::{KvmKind, Milestone, Profile, ReasonAccount};
 
@@ -276,7 +276,12 @@ fn page_and_leaves_agree_and_the_leaves_cost() {
         if cmdline.contains("workload") {
             assert!(asked + 1 + 3 <= queries, "{asked} of {queries}");
         } else {
-            assert_eq!(asked + 1, queries, "{run:#?}");
+            // Where page tables are shadowed, to touch code for the first time is one too.
+            let more = if is_shadowed(&profile) { FEW } else { 0 };
+            assert!(
+                (queries..=queries + more).contains(&(asked + 1)),
+                "{run:#?}"
+            );
         }
         assert_eq!(asking.len(), 2, "{asking:?}");
         let named = |n: &Record| !n.name.starts_with("query");
@@ -353,8 +358,9 @@ fn a_silent_log_touches_nothing() {
             let mut all = done
                 .map(|m| by_reason(m, |r| r.exits - r.own))
                 .unwrap_or_default();
-            // Time, and who touches memory first.
-            all.retain(|reason, _| ![12, 48, 49].contains(reason));
+            // Time, and who touches memory first: a page fault where page tables are shadowed.
+            let shadowed = is_shadowed(profile);
+            all.retain(|&reason, _| ![12, 48, 49].contains(&reason) && (reason > 0 || !shadowed));
             timeless(all)
         };
         let logged = kernel("", &[]).expect_status(0).profile();

@@ -104,7 +104,7 @@ fn two_vms_at_once_see_themselves_alone() {
         let kernel = guest("exit_page");
         let fixed = ["profile", "--format", "json", "--timeout", "50s"];
         let kernel = ["--kernel", arg(&kernel), "--cmdline", COMPARE];
-        let both = [(), ()].map(|()| Live::of(start(&[&fixed, &kernel, ledger].concat())));
+        let both = [(), ()].map(|()| Live::of(start(&[&fixed[..], &kernel, ledger].concat())));
         for run in both.map(Live::finish) {
             check_compared(run);
         }

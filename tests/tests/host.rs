@@ -64,6 +64,21 @@ fn absent() {
 }
 
 #[test]
+fn the_survey_of_a_host_without_kvm() {
+    let mounts = "mount -t tmpfs none /dev";
+    let probe = changed(mounts, Path::new("/bin/true")).status();
+    if !probe.is_ok_and(|status| status.success()) {
+        return skip("the_survey_of_a_host_without_kvm", "no user namespaces");
+    }
+    let mut caps = changed(mounts, exitvisor());
+    let run = finish(caps.arg("caps").spawn().unwrap()).expect_status(0);
+    assert_eq!(run.stderr, "");
+    for said in ["▲ there is no /dev/kvm", "○ KVM_RUN", "\nSVM\n"] {
+        assert!(run.stdout.contains(said), "{said:?}: {}", run.stdout);
+    }
+}
+
+#[test]
 fn some_other_device() {
     refused(
         "some_other_device",

@@ -249,3 +249,29 @@ fn a_module_in_use_is_left_alone() {
     other.signal(Signal::SIGTERM);
     other.finish().expect_status(143);
 }
+
+/// Somebody else's VM began while ours ran, and goes on: nothing can be put back.
+#[test]
+fn not_restored_while_another_vm_runs() {
+    let Some(module) = module("not_restored_while_another_vm_runs") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = spinning().write(folder.path());
+    let command = [arg(exitvisor()), "run", "--kernel", arg(&kernel)];
+    let mut ours = Live::of(module.with_other_paging(&command).spawn().unwrap());
+    ours.wait_for(GREETING);
+    let mut other = Live::of(start(&["run", "--kernel", arg(&kernel)]));
+    other.wait_for(GREETING);
+    ours.signal(Signal::SIGINT);
+    let run = ours.finish().expect_status(70);
+    let by_hand = format!("as root, type: rmmod {0}; modprobe {0} ", module.name);
+    run.expect_stderr(&[
+        &format!("xtask: {} IS NOT AS IT WAS", module.name),
+        &by_hand,
+        "in use (",
+        &format!("exitvisor ({})", other.id()),
+    ]);
+    other.signal(Signal::SIGTERM);
+    other.finish().expect_status(143);
+}

@@ -18,7 +18,7 @@ use crate::build::{self, Built};
 use crate::lab::{self, Host, Job};
 use crate::on::On;
 use crate::run::{defaults, value_of};
-use crate::step::Step;
+use crate::step::{self, Step};
 use crate::{signals, workspace};
 
 /// Who walks the guest's page tables.
@@ -336,9 +336,16 @@ impl Measurement<'_> {
     /// Checks that each profile is what it claims, then renders what was asked for.
     fn show(&self, built: &Built, base: &Path, profiles: &[PathBuf]) -> anyhow::Result<u8> {
         let exitvisor = |words: &[&str]| Step::new(&built.exitvisor).args(words);
-        let check = exitvisor(&["paging", "--check"]).args(profiles).status()?;
-        if check != 0 {
-            return Ok(check);
+        // They are named in the report: as one would write them.
+        let shown = || profiles.iter().map(workspace::shown);
+        let mut check = exitvisor(&["paging", "--check"]).args(shown());
+        check.echo();
+        let checked = check.output()?;
+        if !checked.status.success() {
+            std::io::stderr()
+                .write_all(&checked.stderr)
+                .context("cannot write to stderr")?;
+            return Ok(step::number(checked.status));
         }
         for profile in profiles {
             let step = exitvisor(&["report"]).arg(profile);
@@ -350,13 +357,13 @@ impl Measurement<'_> {
             Wish::Nested | Wish::Shadow => "report",
         };
         let text = with_suffix(base, ".txt");
-        let rendered = exitvisor(&[command]).args(profiles).stdout()?;
+        let rendered = exitvisor(&[command]).args(shown()).stdout()?;
         fs::write(&text, &rendered).with_context(|| format!("cannot write {}", text.display()))?;
         let mut kept = ".txt";
         if self.wish == Wish::Both {
             for format in ["json", "csv"] {
                 let file = with_suffix(base, &format!(".{format}"));
-                let step = exitvisor(&[command]).args(profiles);
+                let step = exitvisor(&[command]).args(shown());
                 let step = step.args(["--format", format, "--output"]);
                 step.arg(file).check()?;
             }

@@ -91,6 +91,20 @@ pub fn touch(address: u64) {
     let _ = address;
 }
 
+/// Writes a byte of each page that a value lies in, with what is there already.
+pub fn touch_all<T>(value: &mut T) {
+    let start = &raw mut *value as u64;
+    let end = start + size_of::<T>() as u64;
+    let mut at = start;
+    while at < end {
+        // SAFETY: the byte is the value's, which is borrowed for writing, and keeps what it holds.
+        unsafe {
+            asm!("or byte ptr [{}], 0", in(reg) at, options(nostack));
+        }
+        at = (at | 4095) + 1;
+    }
+}
+
 /// Lets interrupts in while `done` says no, without halting.
 pub fn spin_until(done: impl Fn() -> bool) {
     // SAFETY: as for `wait_for_interrupt`.

@@ -2,8 +2,8 @@
 //! the end (or at each milestone: printing costs exits).
 //!
 //! From the exit page a record is plain loads, and costs no exit. By the leaves each question is an
-//! exit; those, and the first touch of the page, and printing lie in sections that Exitvisor books
-//! as the profiler's own.
+//! exit; those, the first touch of the page and of the log's own memory, and printing lie in
+//! sections that Exitvisor books as the profiler's own.
 
 pub mod both;
 pub mod discovery;
@@ -82,6 +82,7 @@ impl ExitLog {
         };
         if mode != LogMode::Off {
             log.choose(exits, machine);
+            log.rehearse();
         }
         if mode == LogMode::Each {
             log.name_source();
@@ -152,11 +153,28 @@ impl ExitLog {
         }
     }
 
-    /// The page tables are new: what a first touch of the exit page costs is had once more.
-    pub fn remapped(&self) {
-        if let Source::Page(page) | Source::Both(page) = &self.source {
+    /// The page tables are new, and a KVM may shadow them: what first touches cost is had once more.
+    pub fn remapped(&mut self) {
+        if matches!(self.source, Source::Page(_) | Source::Both(_)) {
             let _own = OwnSection::open();
+            self.rehearse();
+        }
+    }
+
+    /// Makes a record from the exit page and forgets it: all memory that this takes, the code's too,
+    /// has then been touched, and a real one costs no exit. To be done in an own section.
+    fn rehearse(&mut self) {
+        if let (Source::Page(page) | Source::Both(page), Some(memory)) =
+            (&self.source, &mut self.memory)
+        {
+            cpu::touch_all(&mut **memory);
             page.touch();
+            let Memory { table, now, .. } = &mut **memory;
+            if table.has_room() {
+                page.read(now);
+                table.keep(Label::Query(0), now);
+                table.forget_last();
+            }
         }
     }
 

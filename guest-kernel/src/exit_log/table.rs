@@ -83,6 +83,14 @@ impl Table {
         Some(slot)
     }
 
+    /// Forgets the last record.
+    pub fn forget_last(&mut self) {
+        if let Some(record) = self.length.checked_sub(1) {
+            self.length = record;
+            self.used = self.records[record].first;
+        }
+    }
+
     /// The records, in order.
     pub fn records(&self) -> &[Record] {
         &self.records[..self.length]
@@ -124,5 +132,12 @@ mod tests {
         assert!(!table.has_room());
         assert!(table.keep(Label::Query(0), &reading).is_none());
         assert!(table.records().iter().all(|r| r.exits == 128));
+        for _ in 0..RECORDS - 3 {
+            table.forget_last();
+        }
+        let record = *table.keep(Label::Query(0), &reading).unwrap();
+        assert_eq!((record.lost, table.records().len()), (0, 4));
+        (0..9).for_each(|_| table.forget_last());
+        assert_eq!((table.length, table.used), (0, 0));
     }
 }

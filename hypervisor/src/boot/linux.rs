@@ -209,7 +209,7 @@ pub fn set_system_registers(sregs: &mut kvm_sregs) {
 mod tests {
     use super::*;
 
-    fn written(initrd: Option<Module>) -> (Memory, boot_params) {
+    fn written(initrd: Option<Module>) -> (crate::memory::Ram, boot_params) {
         let memory = crate::memory::map(8 << 20).unwrap();
         let header = crate::boot::bzimage::tests::header();
         let hand_over = HandOver {

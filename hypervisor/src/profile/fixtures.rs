@@ -184,6 +184,7 @@ pub(crate) fn zero() -> Profile {
         total: Accounts::default(),
         vcpus: vec![Accounts::default()],
         gates: GateFigures::default(),
+        memory: None,
         histograms: Vec::new(),
         first_end: None,
         reboots: Vec::new(),
@@ -309,6 +310,7 @@ pub(crate) fn reboots() -> Profile {
             vcpus: vec![total.clone()],
             total,
             gates: profile.gates.clone(),
+            memory: profile.memory.clone(),
             histograms: Vec::new(),
         });
     }
@@ -549,10 +551,85 @@ pub(crate) fn ledger() -> Profile {
             (10, PortOut, 0xE08, 1),
         ],
     );
+    profile.memory = Some(MemoryAccount {
+        pages: "thp".to_owned(),
+        prefault: "touch".to_owned(),
+        prefault_nanos: 14_203_118,
+        resident: 64 << 20,
+        huge: 62 << 20,
+    });
     profile
 }
 
-/// The same with histograms, failed entries, exits without a reason, and too many indices.
+/// One boot on AMD with page-table work on 64 pages: with nested paging, and with shadow paging.
+pub(crate) fn paging() -> [Profile; 2] {
+    let of = |paging: &str, steps: &[Step<'_>]| {
+        let (mut milestones, mut total) = boot(steps);
+        end_run(&mut total);
+        let every = milestones.iter_mut().map(|m| &mut m.accounts);
+        for accounts in every.chain([&mut total]) {
+            for reason in &mut accounts.reasons {
+                reason.source = KERNEL_LEDGER.to_owned();
+            }
+            amd_codes(accounts);
+        }
+        let mut profile = ledger();
+        profile.machine.cpus = 1;
+        profile.machine.cmdline = "workload=ptes:64 log=off".to_owned();
+        profile.host.paging = paging.to_owned();
+        profile.vcpus = vec![total.clone()];
+        profile.milestones = milestones;
+        profile.total = total;
+        profile
+    };
+    let nested: &[Step<'_>] = &[
+        (1, 0, 0, &[]),
+        (4, 900_000, 0, &[(48, 2, 0, 21_000), (28, 6, 0, 2_214)]),
+        (8, 1_400_000, 0, &[(0, 1, 0, 3_000)]),
+        (
+            9,
+            2_500_000,
+            0,
+            &[(49, 12, 0, 4_100), (12, 3, 0, 18_400), (1, 2, 0, 1_430)],
+        ),
+        (11, 2_600_000, 0, &[(0, 2, 2, 3_050)]),
+        (
+            12,
+            3_100_000,
+            0,
+            &[(48, 1, 0, 22_000), (30, 4, 4, 5_870), (1, 1, 0, 1_400)],
+        ),
+        (13, 3_200_000, 0, &[(0, 4, 4, 3_020)]),
+    ];
+    let shadow: &[Step<'_>] = &[
+        (1, 0, 0, &[]),
+        (4, 1_000_000, 0, &[(0, 17, 0, 14_000), (28, 12, 0, 6_900)]),
+        (8, 1_500_000, 0, &[(0, 2, 0, 9_000)]),
+        (
+            9,
+            2_700_000,
+            0,
+            &[(0, 12, 0, 9_500), (12, 3, 0, 18_100), (1, 3, 0, 1_430)],
+        ),
+        (11, 2_900_000, 0, &[(0, 2, 2, 3_050)]),
+        (
+            12,
+            9_400_000,
+            0,
+            &[
+                (0, 217, 0, 11_300),
+                (14, 256, 0, 4_100),
+                (28, 130, 0, 7_700),
+                (30, 4, 4, 5_870),
+                (1, 9, 0, 1_400),
+            ],
+        ),
+        (13, 9_500_000, 0, &[(0, 4, 4, 3_020)]),
+    ];
+    [of("nested", nested), of("shadow", shadow)]
+}
+
+/// [`ledger`] with histograms, failed entries, exits without a reason, and too many indices.
 pub(crate) fn histograms() -> Profile {
     let mut profile = ledger();
     profile.sources[2].level = Some("histogram".to_owned());
@@ -942,6 +1019,7 @@ prop_compose! {
             vcpus: vec![total.clone()],
             total,
             gates: GateFigures::default(),
+            memory: None,
             histograms: Vec::new(),
         }
     }

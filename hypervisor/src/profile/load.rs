@@ -282,6 +282,16 @@ fn contradiction(profile: &Profile) -> Option<String> {
     if let Some(what) = out_of_order(&numbers) {
         return Some(format!("the table of reasons: {what}"));
     }
+    let reboots = profile
+        .reboots
+        .iter()
+        .filter_map(|pass| pass.memory.as_ref());
+    for memory in profile.memory.iter().chain(reboots) {
+        let (huge, resident) = (memory.huge, memory.resident);
+        if huge > resident {
+            return Some(format!("memory: huge {huge} > resident {resident}"));
+        }
+    }
     let reboots = profile.reboots.iter().zip(1..);
     let reboots = reboots.map(|(pass, n)| (format!("reboot {n}: "), &pass.histograms));
     std::iter::once((String::new(), &profile.histograms))

@@ -56,6 +56,9 @@ pub struct Profile {
     pub vcpus: Vec<Accounts>,
     /// What the gates did.
     pub gates: GateFigures,
+    /// What guest memory was made of in the first boot; absent before version 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryAccount>,
     /// How long exits took, per reason (`--ledger histogram`): the first boot, all vCPUs together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub histograms: Vec<Histogram>,
@@ -95,6 +98,9 @@ pub struct Pass {
     pub vcpus: Vec<Accounts>,
     /// What the gates did.
     pub gates: GateFigures,
+    /// What guest memory was made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryAccount>,
     /// As of the first boot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub histograms: Vec<Histogram>,
@@ -438,6 +444,22 @@ pub struct GateFigures {
     /// Most gates armed at once, of four. While one is, KVM masks the guest's own hardware
     /// breakpoints (software KVM does not).
     pub armed: u64,
+}
+
+/// What guest memory was made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryAccount {
+    /// Pages that were asked for: `host` (as the host is set up), `4k`, `thp` or `huge`.
+    pub pages: String,
+    /// How it was filled in before the boot: `none`, `touch` or `kvm`.
+    pub prefault: String,
+    /// Nanoseconds that took, before the VM started: in no other figure.
+    pub prefault_nanos: u64,
+    /// Bytes that the host had given at the end.
+    pub resident: u64,
+    /// How many of these in huge pages.
+    pub huge: u64,
 }
 
 /// What is known of a reason on this host.

@@ -653,3 +653,231 @@ impl StepPair {
         sides
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures;
+    use super::*;
+
+    fn claims(paging: &str, mut profile: Profile) -> Profile {
+        profile.host.paging = paging.to_owned();
+        profile
+    }
+
+    #[test]
+    fn figures_bear_a_claim_out() {
+        let [nested, shadow] = fixtures::paging();
+        assert_eq!(nested.checked_paging(), Ok(Paging::Nested));
+        assert_eq!(shadow.checked_paging(), Ok(Paging::Shadow));
+        assert_eq!(nested.paging_contradiction(), None);
+        assert!(shadow.warnings().is_empty());
+    }
+
+    #[test]
+    fn shadow_paging_has_no_nested_page_faults() {
+        let [nested, shadow] = fixtures::paging();
+        let void = claims("shadow", nested.clone())
+            .checked_paging()
+            .unwrap_err();
+        let Void::NestedFaults {
+            exits, parameter, ..
+        } = void
+        else {
+            panic!("{void}");
+        };
+        assert_eq!(parameter, "npt");
+        assert!(exits > 0);
+        // However much was taken out: the code behind a reason, a milestone, a vCPU tell.
+        let mut hidden = claims("shadow", nested.clone());
+        let hide =
+            |accounts: &mut Accounts| accounts.reasons.retain(|r| ![48, 49].contains(&r.reason));
+        hidden
+            .milestones
+            .iter_mut()
+            .for_each(|m| hide(&mut m.accounts));
+        hidden.vcpus.iter_mut().for_each(hide);
+        hide(&mut hidden.total);
+        let void = hidden.checked_paging().unwrap_err();
+        assert!(
+            matches!(
+                void,
+                Void::NestedFaults {
+                    what: "code 0x400",
+                    ..
+                }
+            ),
+            "{void}"
+        );
+        let mut early = shadow.clone();
+        early.milestones[3].accounts = nested.milestones[3].accounts.clone();
+        let void = early.checked_paging().unwrap_err();
+        assert!(matches!(void, Void::NestedFaults { .. }), "{void}");
+        assert!(early.warnings().iter().any(|w| w.contains("void")));
+    }
+
+    #[test]
+    fn nested_paging_has_faults_and_no_invlpg() {
+        let [nested, shadow] = fixtures::paging();
+        let void = claims("nested", shadow).checked_paging().unwrap_err();
+        assert!(matches!(void, Void::ShadowWork { .. }), "{void}");
+        let mut without = nested;
+        let faults = |r: &&mut crate::profile::ReasonAccount| [48, 49].contains(&r.reason);
+        // Booked elsewhere, so that all adds up.
+        without
+            .total
+            .reasons
+            .iter_mut()
+            .filter(faults)
+            .for_each(|r| {
+                r.source = super::super::figures::KVM_RUN.to_owned();
+            });
+        assert_eq!(without.checked_paging(), Err(Void::NoFaults));
+    }
+
+    #[test]
+    fn what_says_nothing_is_void() {
+        let [nested, shadow] = fixtures::paging();
+        for paging in ["unknown", "", "Nested"] {
+            let void = claims(paging, nested.clone()).checked_paging();
+            assert_eq!(void, Err(Void::Unknown), "{paging}");
+        }
+        assert_eq!(fixtures::software().checked_paging(), Err(Void::Software));
+        let mut blind = shadow.clone();
+        blind.sources.retain(|s| s.name != KERNEL_LEDGER);
+        assert_eq!(blind.checked_paging(), Err(Void::NoLedger));
+        let mut open = shadow.clone();
+        open.total.total += 7;
+        assert_eq!(open.checked_paging(), Err(Void::Unattributed(7)));
+        let mut cut = shadow;
+        cut.end.cut_short = true;
+        assert!(matches!(cut.checked_paging(), Err(Void::CutShort(_))));
+        for void in [
+            Void::Unknown,
+            Void::Software,
+            Void::NoLedger,
+            Void::NoFaults,
+        ] {
+            let line = void.to_string();
+            assert!(!line.contains('\n') && line.contains(": "), "{line}");
+        }
+    }
+
+    fn named(profiles: &[&Profile]) -> Vec<(String, Profile)> {
+        let profiles = profiles.iter().enumerate();
+        profiles
+            .map(|(i, &p)| (format!("p{i}.json"), p.clone()))
+            .collect()
+    }
+
+    #[test]
+    fn a_pair_in_any_order() {
+        let [nested, shadow] = fixtures::paging();
+        let pairing = Pairing::of(&named(&[&shadow, &nested])).unwrap();
+        let [pair] = pairing.pairs.as_slice() else {
+            panic!("{pairing:?}")
+        };
+        assert_eq!(
+            (pair.nested.as_str(), pair.shadow.as_str()),
+            ("p1.json", "p0.json")
+        );
+        let trend = |reason| {
+            pair.reasons
+                .iter()
+                .find(|r| r.reason == reason)
+                .map(|r| r.trend)
+        };
+        assert_eq!(trend(14), Some(Trend::Appeared));
+        assert_eq!(trend(48), Some(Trend::Vanished));
+        assert_eq!(pair.pages, Some(64));
+        let work = pair.work.unwrap();
+        assert_eq!(
+            (work.nested, work.shadow),
+            (1, 603),
+            "without what time drives"
+        );
+        let sum: u64 = pair.steps.iter().map(|s| s.exits.shadow).sum();
+        assert_eq!(sum, pair.total.shadow);
+    }
+
+    #[test]
+    fn a_sweep_is_sorted_and_differs_in_pages_alone() {
+        let [nested, shadow] = fixtures::paging();
+        let with = |profile: &Profile, cmdline: &str| {
+            let mut profile = profile.clone();
+            profile.machine.cmdline = cmdline.to_owned();
+            profile
+        };
+        let line = |n| format!("log=off workload=ptes:{n}");
+        let all: Vec<Profile> = [256, 4, 64]
+            .iter()
+            .flat_map(|n| [with(&nested, &line(n)), with(&shadow, &line(n))])
+            .collect();
+        let pairing = Pairing::of(&named(&all.iter().collect::<Vec<_>>())).unwrap();
+        let pages: Vec<_> = pairing.pairs.iter().map(|p| p.pages).collect();
+        assert_eq!(pages, [Some(4), Some(64), Some(256)]);
+        let mut odd = all.clone();
+        for profile in &mut odd[4..] {
+            profile.machine.cmdline = "log=each workload=ptes:64".to_owned();
+        }
+        let refused = Pairing::of(&named(&odd.iter().collect::<Vec<_>>())).unwrap_err();
+        assert!(
+            refused.to_string().contains("the N of workload=ptes:N"),
+            "{refused}"
+        );
+        let refused = Pairing::of(&named(&all[..3].iter().collect::<Vec<_>>())).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains("p2.json (nested paging) has no"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn what_differs_in_more_than_paging_is_refused() {
+        let [nested, shadow] = fixtures::paging();
+        type Change = fn(&mut Profile);
+        let changes: [(Change, &str); 8] = [
+            (|p| p.machine.images[0].sha256 = "0".repeat(64), "SHA-256"),
+            (
+                |p| p.machine.cmdline = "log=off".to_owned(),
+                "command line: ",
+            ),
+            (|p| p.machine.memory *= 2, "memory: "),
+            (|p| p.machine.cpus = 2, "vCPUs: "),
+            (|p| p.host.kernel = "6.1.0".to_owned(), "host kernel: "),
+            (|p| p.host.kvm = KvmKind::Intel, "KVM: "),
+            (|p| p.end.status = 9, "end: exit status 0 → exit status 9"),
+            (
+                |p| p.sources[2].level = Some("counts".to_owned()),
+                "level of",
+            ),
+        ];
+        for (change, says) in changes {
+            let mut other = shadow.clone();
+            change(&mut other);
+            let refused = Pairing::of(&named(&[&nested, &other])).unwrap_err();
+            let line = refused.to_string();
+            assert!(line.contains(says) && !line.contains('\n'), "{line}");
+            assert!(line.contains("p0.json and p1.json"), "{line}");
+        }
+    }
+
+    #[test]
+    fn pages_of_a_command_line() {
+        let of = |cmdline| pages(cmdline);
+        let pattern = "a workload=pio:5,ptes:N b".to_owned();
+        assert_eq!(of("a workload=pio:5,ptes:16  b"), Some((pattern, 16)));
+        for line in [
+            "",
+            "workload=pio:5",
+            "ptes:16",
+            "workload=ptes:16,ptes:2",
+            "workload=ptes:1 workload=ptes:2",
+            "workload=ptes:x",
+            "workload=ptes:99999999999999999999",
+        ] {
+            assert_eq!(of(line), None, "{line}");
+        }
+    }
+}

@@ -10,13 +10,14 @@ const ROOM: usize = 32 << 20;
 /// What is spent on milestones at most, so that the passes themselves find room for longer.
 const ROOM_FOR_MILESTONES: usize = ROOM / 2;
 /// Bytes of JSON, indented: a pass or a milestone without its accounts, accounts without what they
-/// list, a reason, a code, what is asked for or emulated, and a place of a histogram.
+/// list, a reason, a code, what is asked for or emulated, a place of a histogram, and what memory was made of.
 const ITEM: usize = 900;
 const ACCOUNTS: usize = 450;
 const REASON: usize = 400;
 const CODE: usize = 200;
 const ASK: usize = 150;
 const PLACE: usize = 30;
+const MEMORY: usize = 250;
 
 /// One boot of a run: the first, or one that followed a reset.
 #[derive(Clone, Copy, Debug)]
@@ -161,7 +162,8 @@ fn weight(pass: &Pass) -> usize {
     let milestones = pass.milestones.iter().map(|m| ITEM + accounts(&m.accounts));
     let vcpus = pass.vcpus.iter().map(accounts);
     let places = pass.histograms.iter().map(|h| 3 + h.buckets.len());
-    ITEM + accounts(&pass.total)
+    ITEM + if pass.memory.is_some() { MEMORY } else { 0 }
+        + accounts(&pass.total)
         + milestones.sum::<usize>()
         + vcpus.sum::<usize>()
         + PLACE * places.sum::<usize>()
@@ -212,6 +214,7 @@ mod tests {
                 total: profile.total,
                 vcpus: profile.vcpus,
                 gates: profile.gates,
+                memory: profile.memory,
                 histograms: profile.histograms,
             };
             let mut whole = fixtures::zero();

@@ -438,3 +438,92 @@ pub fn csv(pairing: &Pairing) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::{Profile, fixtures};
+
+    fn paired(profiles: Vec<Profile>) -> Pairing {
+        let named: Vec<(String, Profile)> = profiles
+            .into_iter()
+            .enumerate()
+            .map(|(i, profile)| (format!("boot-{i}.json"), profile))
+            .collect();
+        Pairing::of(&named).unwrap()
+    }
+
+    /// A sweep: the work of the fixture, as if it grew by so much.
+    fn swept() -> Pairing {
+        let mut pairing = paired(fixtures::paging().into());
+        let pair = pairing.pairs[0].clone();
+        for (pages, factor) in [(256, 4), (1024, 16)] {
+            let mut larger = pair.clone();
+            larger.pages = Some(pages);
+            larger.work = larger.work.map(|work| Sides {
+                nested: 0,
+                shadow: work.shadow * factor,
+            });
+            pairing.pairs.push(larger);
+        }
+        pairing
+    }
+
+    #[test]
+    fn page() {
+        let page = text(&paired(fixtures::paging().into()));
+        assert!(page.lines().all(|line| width(line) <= WIDTH), "{page}");
+        insta::assert_snapshot!(page);
+    }
+
+    #[test]
+    fn sweep_page() {
+        let page = sweep(&swept().pairs);
+        assert!(page.lines().all(|line| width(line) <= WIDTH), "{page}");
+        insta::assert_snapshot!(page);
+    }
+
+    #[test]
+    fn curves_of_extremes() {
+        for points in [
+            &[][..],
+            &[(0, 0, 0)],
+            &[(1, u64::MAX, u64::MAX)],
+            &[(1, 0, u64::MAX), (u64::MAX, u64::MAX, 1)],
+            &[(5, 1, 1), (5, 2, 2)],
+        ] {
+            let points: Vec<(u64, Sides)> = points
+                .iter()
+                .map(|&(pages, nested, shadow)| (pages, Sides { nested, shadow }))
+                .collect();
+            let drawn = curve(&points);
+            assert!(drawn.lines().all(|line| width(line) <= WIDTH), "{drawn}");
+        }
+    }
+
+    #[test]
+    fn for_programs() {
+        let pairing = swept();
+        let value: serde_json::Value = serde_json::from_str(&json(&pairing)).unwrap();
+        assert_eq!(value["schema"], "exitvisor-paging");
+        assert_eq!(value["pairs"][0]["pages"], 64);
+        assert_eq!(value["pairs"][0]["work"]["shadow"], 603);
+        let table = csv(&pairing);
+        let columns = CSV_HEAD.matches(',').count();
+        for line in table.lines() {
+            assert_eq!(line.matches(',').count(), columns, "{line}");
+        }
+        assert!(
+            table.contains("\n64,workload,14,INVLPG,0,256,,,0\n"),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn bars_to_the_left() {
+        assert_eq!(leftward(0, 10, 4), "    ");
+        assert_eq!(leftward(1, 1_000, 4), "   ▐");
+        assert_eq!(leftward(5, 10, 4), "  ██");
+        assert_eq!(leftward(u64::MAX, u64::MAX, 4), "████");
+    }
+}

@@ -25,7 +25,7 @@ pub fn text(survey: &Survey) -> String {
         sections.push(capabilities(&survey.capabilities));
     }
     sections.extend(vmx(&survey.vmx));
-    sections.push(svm(&survey.svm));
+    sections.push(svm(&survey.svm, survey.no_kvm.is_some()));
     let sections: Vec<String> = sections.into_iter().filter(|s| !s.is_empty()).collect();
     sections.join("\n")
 }
@@ -79,7 +79,7 @@ fn parameters(survey: &Survey) -> String {
 }
 
 fn capabilities(all: &[Capability]) -> String {
-    let mut table = Table::new(&[("KVM_CAP_…", Left), ("", Left), ("", Left)]);
+    let mut table = Table::new(&[("KVM_CAP_…", Left), ("value", Left), ("what for", Left)]);
     for capability in all {
         let value = match (capability.value, capability.unit) {
             (0, _) => "no".to_owned(),
@@ -122,12 +122,12 @@ fn columns<T>(both: Both<&T>) -> Vec<Option<&T>> {
 fn vmx(vmx: &Vmx) -> Vec<String> {
     let mut about = String::from("VMX\n");
     let offered = match &vmx.no_guest {
-        Some(why) => format!("nothing: {}", clean(why)),
+        Some(why) => clean(why),
         None => "what KVM offers to a guest, which is not all that KVM itself uses".to_owned(),
     };
     about += &labelled("  guest", INDENT, &offered);
     let own = match &vmx.no_cpu {
-        Some(why) => format!("unknown: {}", clean(why)),
+        Some(why) => clean(why),
         None => "this CPU's own (/dev/cpu/0/msr)".to_owned(),
     };
     about += &labelled("  CPU", INDENT, &own);
@@ -256,17 +256,17 @@ fn features(vmx: &Vmx) -> String {
     table.render()
 }
 
-fn svm(svm: &Svm) -> String {
+fn svm(svm: &Svm, no_kvm: bool) -> String {
     let revision = |of: Option<crate::survey::svm::Revision>, without: &str| match of {
         Some(r) => format!("revision {}, {} ASIDs", r.revision, r.asids),
         None => without.to_owned(),
     };
     let mut out = String::from("SVM\n");
-    out += &labelled(
-        "  guest",
-        INDENT,
-        &revision(svm.guest, "KVM offers none to a guest"),
-    );
+    let without = match no_kvm {
+        true => "there is no usable /dev/kvm",
+        false => "KVM offers none to a guest",
+    };
+    out += &labelled("  guest", INDENT, &revision(svm.guest, without));
     out += &labelled("  CPU", INDENT, &revision(svm.cpu, "it has none"));
     if svm.features.is_empty() {
         return out;
@@ -289,4 +289,54 @@ fn svm(svm: &Svm) -> String {
         ]);
     }
     out + "\n" + &table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::format::WIDTH;
+    use super::*;
+    use crate::survey::fixtures;
+
+    #[test]
+    fn an_intel_host() {
+        insta::assert_snapshot!(text(&fixtures::intel()));
+    }
+
+    #[test]
+    fn a_host_without_kvm() {
+        let text = text(&fixtures::without_kvm());
+        assert!(!text.contains('\u{1b}'));
+        insta::assert_snapshot!(text);
+    }
+
+    /// Whoever changes this snapshot changes the schema.
+    #[test]
+    fn schema() {
+        let mut survey = fixtures::intel();
+        survey.vmx.controls[0].controls.truncate(2);
+        survey.vmx.registers[0].controls.truncate(1);
+        survey.vmx.features.truncate(1);
+        survey.vmx.numbers.truncate(1);
+        survey.svm.features = fixtures::without_kvm().svm.features;
+        survey.svm.features.truncate(1);
+        insta::assert_snapshot!(json(&survey));
+    }
+
+    #[test]
+    fn no_line_is_too_wide() {
+        for survey in [fixtures::intel(), fixtures::without_kvm()] {
+            for line in text(&survey).lines() {
+                assert!(width(line) <= WIDTH && !line.ends_with(' '), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_wrapped() {
+        let names: Vec<String> = (0..12).map(|n| format!("NAME_OF_FLAG_{n}")).collect();
+        let lines = wrapped(&names);
+        assert!(lines.len() > 1 && lines.iter().all(|line| width(line) <= 72));
+        assert_eq!(lines.join(" "), names.join(" "));
+        assert!(wrapped(&[]).is_empty());
+    }
 }

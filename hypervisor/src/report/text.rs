@@ -8,7 +8,7 @@ use super::format::{
 };
 use super::table::{Side, Table};
 use crate::profile::figures::{Cause, END, KVM_RUN, Part, Step, share};
-use crate::profile::{EndKind, GateFigures, KvmKind, Profile, SourceInfo};
+use crate::profile::{EndKind, GateFigures, KvmKind, MemoryAccount, Profile, SourceInfo};
 use Side::{Left, Right};
 
 /// Where the text behind a label begins.
@@ -128,6 +128,9 @@ fn facts(profile: &Profile) -> String {
     if profile.gates != GateFigures::default() {
         out += &labelled("gates", INDENT, &gates(profile));
     }
+    if let Some(memory) = &profile.memory {
+        out += &labelled("memory", INDENT, &memory_line(profile, memory));
+    }
     if profile.has_reboots() {
         let reboots = plural(profile.all_reboots(), "reboot", "reboots");
         let line = format!(
@@ -179,6 +182,28 @@ fn gates(profile: &Profile) -> String {
         _ => {}
     }
     text
+}
+
+/// What guest memory was made of, and what it cost to fill it in.
+fn memory_line(profile: &Profile, memory: &MemoryAccount) -> String {
+    let pages = match memory.pages.as_str() {
+        "host" => "pages as the host is set up".to_owned(),
+        pages => format!("--pages {}", clean(pages)),
+    };
+    let filled = match memory.prefault.as_str() {
+        "none" => "not filled in beforehand".to_owned(),
+        how => {
+            let how = clean(how);
+            let time = Clock::up_to(memory.prefault_nanos).show(memory.prefault_nanos);
+            format!("filled in before the boot (--prefault {how}) in {time}")
+        }
+    };
+    format!(
+        "{pages} · {filled} · at the end {} of {} resident, {} in huge pages",
+        bytes(memory.resident),
+        bytes(profile.machine.memory),
+        bytes(memory.huge)
+    )
 }
 
 fn warnings(profile: &Profile) -> String {

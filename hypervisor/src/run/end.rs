@@ -121,6 +121,8 @@ mod tests {
             initrd: None,
             cmdline: String::new(),
             memory: "64M".parse().unwrap(),
+            pages: Default::default(),
+            prefault: Default::default(),
             cpus: "1".parse().unwrap(),
             timeout: TimeLimit(Some(Duration::from_secs(2))),
             on_reset: OnReset::Continue(7),

@@ -18,7 +18,8 @@ use crate::devices::control::Cause;
 use crate::error::{Error, host as host_error};
 use crate::exits::books::{Asks, Figures, Scratch};
 use crate::exits::milestone::{Clocks, Name};
-use crate::profile::{End, Pass};
+use crate::memory::prefault::Prefault;
+use crate::profile::{End, MemoryAccount, Pass};
 use crate::vcpu::{Shared, Standing, Start, Vcpu, catch_kicks};
 use crate::vm::Vm;
 
@@ -116,6 +117,7 @@ impl Session {
             shared,
             vcpus,
             listening,
+            prefault_time,
             fd: _vm,
             ..
         } = vm;
@@ -153,7 +155,10 @@ impl Session {
         Outcome {
             standings,
             at,
-            pass: account(&shared, started.nanos_since(&start), end),
+            pass: Pass {
+                memory: Some(memory(&shared, config, prefault_time)),
+                ..account(&shared, started.nanos_since(&start), end)
+            },
             cause,
         }
     }
@@ -211,6 +216,21 @@ fn join(shared: &Shared, threads: Vec<JoinHandle<Option<Standing>>>) -> Vec<Opti
         .collect()
 }
 
+/// What guest memory was made of.
+fn memory(shared: &Shared, config: &Config, prefault_time: Duration) -> MemoryAccount {
+    let usage = shared.memory.usage().unwrap_or_default();
+    MemoryAccount {
+        pages: config.pages.name().into(),
+        prefault: config.prefault.name().into(),
+        prefault_nanos: match config.prefault {
+            Prefault::None => 0,
+            _ => u64::try_from(prefault_time.as_nanos()).unwrap_or(u64::MAX),
+        },
+        resident: usage.resident,
+        huge: usage.huge,
+    }
+}
+
 /// Reads the books once more, now that nobody writes them.
 fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
     let kvm = shared.books.kvm();
@@ -233,6 +253,7 @@ fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
         total,
         vcpus,
         gates: shared.gates.figures(),
+        memory: None,
         histograms: shared.books.histograms(),
     }
 }

@@ -340,6 +340,22 @@ pub(super) fn of(kvm: &Kvm) -> Vec<Capability> {
         .collect()
 }
 
+/// Some of every kind.
+#[cfg(test)]
+pub(super) fn fixture() -> Vec<Capability> {
+    let answers = [
+        ("USER_MEMORY", 1),
+        ("PRE_FAULT_MEMORY", 0),
+        ("XEN_HVM", 0b11_1111_1111),
+        ("EXIT_HYPERCALL", 0),
+        ("MAX_VCPUS", 1024),
+    ];
+    let known = |name| KNOWN.iter().find(|known| known.name == name);
+    let all = answers.into_iter();
+    all.filter_map(|(name, value)| Some(Capability::new(known(name)?, value)))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

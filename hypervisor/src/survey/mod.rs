@@ -3,6 +3,8 @@
 
 pub mod capabilities;
 mod cpu;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod modules;
 mod msr;
 mod sources;

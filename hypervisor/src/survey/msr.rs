@@ -62,7 +62,7 @@ fn nothing_offered(kind: KvmKind, modules: &[Module]) -> String {
 /// What the CPU itself has.
 pub(super) fn own(has_vmx: bool) -> Values {
     if !has_vmx {
-        return Err("it has no VMX".to_owned());
+        return Err("it has none".to_owned());
     }
     own_at(Path::new("/dev/cpu/0/msr"))
 }

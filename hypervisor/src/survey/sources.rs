@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::Kvm;
 
+use crate::exits::hypercall::Mechanism;
 use crate::exits::ledger::Ledger;
 use crate::exits::source::SourceKind;
 use crate::exits::source::kernel::Level;
@@ -40,6 +41,5 @@ fn of(kvm: &Kvm, kind: KvmKind) -> Result<Vec<SourceInfo>, kvm_ioctls::Error> {
     };
     let kernel = KernelSide::open(&wish, kind, 1);
     let ledger = Arc::new(Ledger::default());
-    let hypercalls = crate::exits::hypercall::Mechanism::Gate;
-    Ok(open::open(&vcpu, 0, &ledger, kind, &kernel, hypercalls).1)
+    Ok(open::open(&vcpu, 0, &ledger, kind, &kernel, Mechanism::Gate).1)
 }

@@ -47,7 +47,7 @@ impl Svm {
         Self::new(cpu.svm, kvm.and_then(offered))
     }
 
-    fn new(cpu: Option<Leaf>, guest: Option<Leaf>) -> Self {
+    pub(super) fn new(cpu: Option<Leaf>, guest: Option<Leaf>) -> Self {
         let revision = |leaf: Leaf| Revision {
             revision: leaf.eax & 0xFF,
             asids: leaf.ebx,

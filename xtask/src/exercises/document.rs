@@ -84,7 +84,7 @@ fn hosts(text: &mut String, results: &Results) -> std::fmt::Result {
 
 fn answer(text: &mut String, number: usize, exercise: &Answered) -> std::fmt::Result {
     writeln!(text, "## {number}. {}\n", exercise.title)?;
-    writeln!(text, "*{}*\n", exercise.question)?;
+    paragraph(text, &format!("*{}*", exercise.question))?;
     for check in exercise.failures() {
         let found = check.failed.as_deref().unwrap_or_default();
         let (lab, expected) = (&check.lab, &check.expected);
@@ -97,7 +97,7 @@ fn answer(text: &mut String, number: usize, exercise: &Answered) -> std::fmt::Re
         writeln!(text, "**Not run**, {}: {}\n", not_run.lab, not_run.why)?;
     }
     if !exercise.ran.is_empty() {
-        writeln!(text, "Run in each lab:\n")?;
+        writeln!(text, "Run:\n")?;
         for line in &exercise.ran {
             writeln!(text, "    {line}")?;
         }
@@ -105,39 +105,77 @@ fn answer(text: &mut String, number: usize, exercise: &Answered) -> std::fmt::Re
     }
     for block in &exercise.body {
         match block {
-            Block::Text(paragraph) => writeln!(text, "{paragraph}\n")?,
+            Block::Text(words) => paragraph(text, words)?,
             Block::Table(table) => write_table(text, table)?,
+            Block::Code(lines) => writeln!(text, "```text\n{lines}\n```\n")?,
         }
     }
     for (title, words) in [("Why", &exercise.why), ("Source", &exercise.source)] {
         if !words.is_empty() {
-            writeln!(text, "**{title}.** {words}\n")?;
+            paragraph(text, &format!("**{title}.** {words}"))?;
         }
     }
-    let met: Vec<_> = exercise
-        .checks
-        .iter()
-        .filter(|c| c.failed.is_none())
-        .collect();
-    if !met.is_empty() {
-        writeln!(text, "**Checked.**\n")?;
-        let mut seen: Vec<&str> = Vec::new();
-        for check in &met {
-            if seen.contains(&check.expected.as_str()) {
-                continue;
-            }
-            seen.push(&check.expected);
-            let same = met.iter().filter(|other| other.expected == check.expected);
-            let labs: Vec<&str> = same.map(|check| check.lab.as_str()).collect();
-            writeln!(text, "- {} ({})", check.expected, labs.join(", "))?;
+    write_table(text, &checked(exercise))
+}
+
+/// Every expectation, and how often it was met in each lab.
+fn checked(exercise: &Answered) -> Table {
+    let mut labs: Vec<&str> = Vec::new();
+    let mut expectations: Vec<&str> = Vec::new();
+    for check in &exercise.checks {
+        if !labs.contains(&check.lab.as_str()) {
+            labs.push(&check.lab);
         }
-        writeln!(text)?;
+        if !expectations.contains(&check.expected.as_str()) {
+            expectations.push(&check.expected);
+        }
     }
-    Ok(())
+    let mut columns = vec!["expected"];
+    columns.extend(&labs);
+    let mut table = Table::new("Checked", columns);
+    for expected in expectations {
+        let mut cells = vec![expected.to_owned()];
+        for lab in &labs {
+            let all = exercise.checks.iter();
+            let all = all.filter(|check| check.expected == expected && check.lab == *lab);
+            let (met, failed): (Vec<_>, Vec<_>) = all.partition(|check| check.failed.is_none());
+            cells.push(match (met.len(), failed.len()) {
+                (0, 0) => "not run".to_owned(),
+                (1, 0) => "met".to_owned(),
+                (n, 0) => format!("met, {n} times"),
+                (0, 1) => "**FAILED**".to_owned(),
+                (met, failed) => format!("**FAILED**, {failed} of {}", met + failed),
+            });
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// A paragraph, its lines no longer than they are read with ease.
+fn paragraph(text: &mut String, words: &str) -> std::fmt::Result {
+    const WIDTH: usize = 110;
+    let mut length = 0;
+    for word in words.split_whitespace() {
+        let more = word.chars().count();
+        if length > 0 && length + 1 + more > WIDTH {
+            writeln!(text)?;
+            length = 0;
+        } else if length > 0 {
+            write!(text, " ")?;
+            length += 1;
+        }
+        write!(text, "{word}")?;
+        length += more;
+    }
+    writeln!(text, "\n")
 }
 
 /// A table of GitHub's Markdown, its source aligned too.
 fn write_table(text: &mut String, table: &Table) -> std::fmt::Result {
+    if table.rows.is_empty() {
+        return Ok(());
+    }
     let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
     let header = table.columns.iter().map(|column| cell(&column.title));
     let header: Vec<String> = header.collect();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::inside::{Said, Told};
 use super::plan::Paging;
 use super::profile::Profile;
+use super::survey::Survey;
 
 /// One lab's.
 #[derive(Clone, Debug)]
@@ -13,6 +14,8 @@ pub(crate) struct Evidence {
     pub(crate) title: String,
     /// By paging: what it said, or why it was not run.
     pub(crate) boots: BTreeMap<Paging, Result<Boot, String>>,
+    /// exitvisor's own comparison of pagings: what it is of, and its text, or why it refused.
+    pub(crate) comparisons: Vec<(&'static str, Result<String, String>)>,
 }
 
 /// One boot of a lab.
@@ -21,6 +24,8 @@ pub(crate) struct Boot {
     pub(crate) told: Told,
     /// By the run's name; a run without one is not there.
     pub(crate) profiles: BTreeMap<String, Profile>,
+    /// What `exitvisor caps` said.
+    pub(crate) survey: Option<Survey>,
 }
 
 /// One run.
@@ -52,6 +57,15 @@ impl Evidence {
         let ran = self.run(paging, name)?;
         let profile = ran.profile.ok_or_else(|| ran.said.complaint())?;
         Ok((ran, profile))
+    }
+
+    /// What `exitvisor caps` said with nested paging, or why it did not.
+    pub(crate) fn survey(&self, name: &str) -> Result<&Survey, String> {
+        let ran = self.run(Paging::Nested, name)?;
+        let boot = self.boots.get(&Paging::Nested);
+        let boot = boot.and_then(|boot| boot.as_ref().ok());
+        let survey = boot.and_then(|boot| boot.survey.as_ref());
+        survey.ok_or_else(|| ran.said.complaint())
     }
 
     /// Any profile: they all tell of the same host.

@@ -16,12 +16,12 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
 use super::evidence::{Boot, Evidence};
-use super::inside::{Order, Orders, Told};
+use super::inside::{Order, Orders, Said, Told};
 use super::plan::{self, Exercise, Paging, Run, What};
 use super::profile::Profile;
 use crate::build::Built;
 use crate::lab::{self, Host, Job, Version};
-use crate::step::{self, Ended};
+use crate::step::{self, Ended, Step};
 use crate::test::at_once;
 
 /// Where the plan is run, and for what.
@@ -57,7 +57,9 @@ impl Unit {
 /// What exitvisor is told for a run: as it is typed, but for the files' paths.
 pub(crate) fn arguments(run: &Run, built: Option<&Built>, output: &str) -> Vec<String> {
     let What::Profile { options, cmdline } = run.what else {
-        return ["caps", "--format", "json"].map(str::to_owned).into();
+        return ["caps", "--format", "json", "--output", output]
+            .map(str::to_owned)
+            .into();
     };
     let path = |of: fn(&Built) -> &PathBuf, short: &str| {
         built.map_or_else(|| short.to_owned(), |b| of(b).display().to_string())
@@ -92,7 +94,7 @@ impl Errand<'_> {
         let units = self.units();
         for unit in &units {
             for run in plan::RUNS {
-                for suffix in ["json", "csv"] {
+                for suffix in ["json", "csv", "txt"] {
                     let file = unit.file(self.raw, run.name).with_extension(suffix);
                     // What is not there need not go.
                     let _ = fs::remove_file(file);
@@ -119,10 +121,48 @@ impl Errand<'_> {
             }
             Evidence {
                 title: host.title().to_owned(),
+                comparisons: self.comparisons(host),
                 boots: of_host,
             }
         });
         Ok(evidence.collect())
+    }
+
+    /// What `exitvisor paging` says of nested and shadow profiles; nothing where one is missing.
+    fn comparisons(&self, host: Host) -> Vec<(&'static str, Result<String, String>)> {
+        let files = |runs: &[&str]| -> Vec<PathBuf> {
+            let pagings = [Paging::Nested, Paging::Shadow];
+            let units = pagings.map(|paging| Unit { host, paging });
+            let of_unit = |unit: Unit| runs.iter().map(move |run| unit.file(self.raw, run));
+            units.into_iter().flat_map(of_unit).collect()
+        };
+        let sweep = plan::SWEEP_RUNS.map(|(name, _)| name);
+        let mut comparisons = Vec::new();
+        for (what, files) in [
+            ("The two boots", files(&["paging"])),
+            ("Page-table work of three lengths", files(&sweep)),
+        ] {
+            if !files.iter().all(|file| file.exists()) {
+                continue;
+            }
+            let mut step = Step::new(&self.built.exitvisor).arg("paging");
+            // Names that say what they are, wherever this lies.
+            for file in files {
+                step = step.arg(file.file_name().unwrap_or_default());
+            }
+            step.command().current_dir(self.raw);
+            let Ok(output) = step.output() else { continue };
+            let said = Said {
+                status: step::number(output.status),
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            };
+            comparisons.push(match said.status {
+                0 => (what, Ok(said.stdout)),
+                _ => (what, Err(said.complaint())),
+            });
+        }
+        comparisons
     }
 
     /// The boots of labs that are needed, the longest first.
@@ -248,19 +288,37 @@ impl Errand<'_> {
             Ok(told) => told,
             Err(error) => return Ok(Err(format!("what it said cannot be read: {error}"))),
         };
-        let mut profiles = BTreeMap::new();
-        for run in told.runs.keys() {
-            let Ok(bytes) = fs::read(unit.file(self.raw, run)) else {
+        let (mut profiles, mut survey) = (BTreeMap::new(), None);
+        for (run, said) in &told.runs {
+            let file = unit.file(self.raw, run);
+            let console = file.with_extension("txt");
+            fs::write(&console, &said.stderr)
+                .with_context(|| format!("cannot write {}", console.display()))?;
+            let Ok(bytes) = fs::read(&file) else {
                 continue;
             };
+            if is_survey(run) {
+                survey = serde_json::from_slice(&bytes).ok();
+                continue;
+            }
             let profile: Result<Profile, _> = serde_json::from_slice(&bytes);
             match profile {
                 Ok(profile) => _ = profiles.insert(run.clone(), profile),
                 Err(error) => return Ok(Err(format!("the profile {run} cannot be read: {error}"))),
             }
         }
-        Ok(Ok(Boot { told, profiles }))
+        Ok(Ok(Boot {
+            told,
+            profiles,
+            survey,
+        }))
     }
+}
+
+/// Whether a run leaves what `exitvisor caps` says, not a profile.
+pub(crate) fn is_survey(name: &str) -> bool {
+    let run = plan::RUNS.iter().find(|run| run.name == name);
+    run.is_some_and(|run| matches!(run.what, What::Caps))
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -314,7 +372,7 @@ mod tests {
         assert_eq!(
             arguments(run, None, "boot.json").join(" "),
             "profile --firmware firmware --kernel guest-kernel --on-reset continue \
-             --cmdline reboot=1 --format json --output boot.json"
+             --cmdline exits=leaves reboot=1 --format json --output boot.json"
         );
     }
 

@@ -13,6 +13,7 @@ mod labs;
 mod plan;
 mod profile;
 mod results;
+mod survey;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -94,7 +94,7 @@ const SWEEP: &str = "log=off leaves=total-exits,exits-of:0-90,exits-of:429496729
 const SHORT_SWEEP: &str = "log=off leaves=total-exits,exits-of:0-90,total-exits,total-cycles,\
                            cycles-of:10,cycles-of:30,cycles-of:35,cycles-of:65,cycles-of:71";
 
-/// How often each workload of the paging exercise is repeated.
+/// How many INVLPGs the paging exercise has, besides those of its page-table work.
 pub(crate) const PAGING_COUNT: u64 = 200;
 /// How many CPUIDs lie between "devices" and "workload" in the run of the queries.
 pub(crate) const CPUIDS: u64 = 1000;
@@ -145,7 +145,7 @@ pub(crate) const RUNS: &[Run] = &[
         on: &[Nested],
         what: What::Profile {
             options: &["--leaves", "reversed"],
-            cmdline: SHORT_SWEEP,
+            cmdline: SWEEP,
         },
     },
     Run {
@@ -163,7 +163,7 @@ pub(crate) const RUNS: &[Run] = &[
         on: &[Nested],
         what: What::Profile {
             options: &["--on-reset", "continue"],
-            cmdline: "reboot=1",
+            cmdline: "exits=leaves reboot=1",
         },
     },
     Run {
@@ -172,7 +172,16 @@ pub(crate) const RUNS: &[Run] = &[
         on: &[Nested],
         what: What::Profile {
             options: &[],
-            cmdline: "queries=5 workload=cpuid:1000,pio:500,hlt:20",
+            cmdline: "exits=leaves queries=5 workload=cpuid:1000,pio:500,hlt:20",
+        },
+    },
+    Run {
+        name: "queries-page",
+        serves: &[Queries],
+        on: &[Nested],
+        what: What::Profile {
+            options: &[],
+            cmdline: "exits=page queries=5",
         },
     },
     Run {
@@ -181,10 +190,30 @@ pub(crate) const RUNS: &[Run] = &[
         on: &[Nested, Shadow],
         what: What::Profile {
             options: &[],
-            cmdline: "log=off workload=invlpg:200,cr:200,cpuid:200",
+            cmdline: "log=off workload=ptes:64,invlpg:200,cr:200,cpuid:200",
         },
     },
+    sweep("ptes-16", "log=off workload=ptes:16"),
+    sweep("ptes-64", "log=off workload=ptes:64"),
+    sweep("ptes-256", "log=off workload=ptes:256"),
 ];
+
+/// Page-table work of one length, on both pagings.
+const fn sweep(name: &'static str, cmdline: &'static str) -> Run {
+    Run {
+        name,
+        serves: &[OfPaging],
+        on: &[Nested, Shadow],
+        what: What::Profile {
+            options: &[],
+            cmdline,
+        },
+    }
+}
+
+/// The runs that differ in the length of their page-table work, with that length.
+pub(crate) const SWEEP_RUNS: [(&str, u64); 3] =
+    [("ptes-16", 16), ("ptes-64", 64), ("ptes-256", 256)];
 
 /// The runs on this paging that serve one of these exercises.
 pub(crate) fn runs(paging: Paging, wanted: &[Exercise]) -> Vec<&'static Run> {
@@ -203,7 +232,8 @@ mod tests {
             assert!(!runs(Nested, &[*exercise]).is_empty(), "{exercise:?}");
         }
         let only: Vec<_> = runs(Shadow, Exercise::value_variants());
-        assert_eq!(only.iter().map(|r| r.name).collect::<Vec<_>>(), ["paging"]);
+        let only: Vec<_> = only.iter().map(|r| r.name).collect();
+        assert_eq!(only, ["paging", "ptes-16", "ptes-64", "ptes-256"]);
         assert!(runs(Shadow, &[Leaves]).is_empty());
         for (i, run) in RUNS.iter().enumerate() {
             assert!(RUNS[..i].iter().all(|other| other.name != run.name));
@@ -221,6 +251,9 @@ mod tests {
         };
         let queries = cmdline("queries");
         assert!(queries.contains(&format!("queries={QUERIES} workload=cpuid:{CPUIDS},")));
-        assert!(cmdline("paging").contains(&format!("invlpg:{PAGING_COUNT},cr:{PAGING_COUNT}")));
+        for (name, length) in SWEEP_RUNS {
+            assert!(cmdline(name).ends_with(&format!("=ptes:{length}")));
+        }
+        assert!(cmdline("paging").contains(&format!("invlpg:{PAGING_COUNT},")));
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Profile {
     pub(crate) tool: Tool,
     pub(crate) host: Host,
+    pub(crate) machine: Machine,
     pub(crate) sources: Vec<Source>,
     pub(crate) end: End,
     pub(crate) milestones: Vec<Milestone>,
@@ -28,6 +29,12 @@ pub(crate) struct Host {
     pub(crate) kvm: String,
     pub(crate) paging: String,
     pub(crate) tsc_khz: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Machine {
+    /// How hypercalls reached the VMM.
+    pub(crate) hypercall: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

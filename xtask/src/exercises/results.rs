@@ -78,6 +78,8 @@ pub(crate) struct NotRun {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Block {
     Text(String),
+    /// As it was printed.
+    Code(String),
     Table(Table),
 }
 
@@ -127,6 +129,10 @@ impl Answered {
         self.body.push(Block::Text(text.into()));
     }
 
+    pub(crate) fn code(&mut self, text: &str) {
+        self.body.push(Block::Code(text.trim_end().to_owned()));
+    }
+
     /// Adds a table, unless it is empty.
     pub(crate) fn table(&mut self, table: Table) {
         if !table.rows.is_empty() {
@@ -166,7 +172,7 @@ pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

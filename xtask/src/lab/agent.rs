@@ -183,6 +183,11 @@ impl Line {
         written.with_context(|| format!("cannot write to {PORT}"))
     }
 
+    /// Whether a frame is on its way.
+    fn is_busy(&self) -> bool {
+        self.writing.try_lock().is_err()
+    }
+
     /// Sends what comes, until it ends.
     fn pass_on(&self, mut from: impl Read, frame: impl Fn(Vec<u8>) -> Frame) -> anyhow::Result<()> {
         let mut bytes = vec![0; LONGEST];
@@ -241,9 +246,11 @@ fn command(orders: &Orders) -> Command {
     command
 }
 
-/// How long the command's output is waited for once it has ended: who it left behind may hold on
-/// to it for ever.
+/// How long the command's output is waited for once it has ended and nothing of it is on its way:
+/// who it left behind may hold on to it for ever.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long at most, whatever is on its way: an emulated serial port takes its time.
+const LONGEST_WORDS: Duration = Duration::from_secs(60);
 
 fn run(orders: &Orders, line: &Arc<Line>) -> anyhow::Result<u8> {
     let mut command = command(orders);
@@ -277,7 +284,14 @@ fn run(orders: &Orders, line: &Arc<Line>) -> anyhow::Result<u8> {
     }
     let status = child.wait().context("cannot wait for the command")?;
     let end = Instant::now();
-    while !streams.iter().all(thread::JoinHandle::is_finished) && end.elapsed() < LAST_WORDS {
+    let mut silent_since = end;
+    while !streams.iter().all(thread::JoinHandle::is_finished)
+        && silent_since.elapsed() < LAST_WORDS
+        && end.elapsed() < LONGEST_WORDS
+    {
+        if line.is_busy() {
+            silent_since = Instant::now();
+        }
         thread::sleep(Duration::from_millis(1));
     }
     Ok(step::number(status))

@@ -41,6 +41,8 @@ pub(super) struct Plan {
     pub(super) own: Vec<PathBuf>,
     /// Options of the test programs.
     pub(super) options: Vec<OsString>,
+    /// Whether this is the usual run: of some labs it takes only a part.
+    pub(super) usual: bool,
 }
 
 /// How a lab went.
@@ -100,9 +102,13 @@ impl Plan {
         command.arg("--exitvisor").arg(&self.built.exitvisor);
         command.arg("--firmware").arg(&self.built.firmware);
         command.arg("--guest-kernel").arg(&self.built.guest_kernel);
-        let wanted = |path: &&PathBuf| suite.wants(&inside::title(path));
+        let wanted = |path: &&PathBuf| suite.wants(&inside::title(path), self.usual);
         command.args(self.programs.iter().filter(wanted));
-        for own in &self.own {
+        for own in self
+            .own
+            .iter()
+            .filter(|_| !(self.usual && suite.is_shadowed()))
+        {
             command.arg("--own").arg(own);
         }
         command.arg("--").args(&self.options);

@@ -34,7 +34,14 @@ pub(crate) enum Suite {
 
 impl Suite {
     /// Those that `cargo xtask test` runs, the slowest first.
-    pub(crate) const USUAL: [Self; 4] = [Self::Intel, Self::Amd, Self::Amd61, Self::AmdSmp];
+    pub(crate) const USUAL: [Self; 6] = [
+        Self::Intel,
+        Self::Amd,
+        Self::Amd61,
+        Self::IntelShadow,
+        Self::AmdSmp,
+        Self::AmdShadow,
+    ];
 
     /// All of them, the slowest first.
     pub(crate) const ALL: [Self; 7] = [
@@ -80,15 +87,26 @@ impl Suite {
         }
     }
 
-    /// Whether this black-box test program runs there.
-    pub(crate) fn wants(self, program: &str) -> bool {
+    /// Whether this is a lab of which the usual run takes only what is about shadow paging.
+    pub(crate) fn is_shadowed(self) -> bool {
+        matches!(self, Self::AmdShadow | Self::IntelShadow)
+    }
+
+    /// Whether this black-box test program runs there; in the usual run, or when more is asked for.
+    pub(crate) fn wants(self, program: &str, usual: bool) -> bool {
         match self {
+            _ if usual && self.is_shadowed() => program == "paging",
             Self::AmdSmp => {
                 ["exit_log", "exit_page", "gates", "neighbours", "smp"].contains(&program)
             }
-            Self::AmdShadow | Self::IntelShadow => {
-                ["exit_log", "exit_page", "kernel_ledger", "neighbours"].contains(&program)
-            }
+            Self::AmdShadow | Self::IntelShadow => [
+                "exit_log",
+                "exit_page",
+                "kernel_ledger",
+                "neighbours",
+                "paging",
+            ]
+            .contains(&program),
             // Emulated CPUs are too slow for Linux inside Linux, but one.
             Self::Intel | Self::Intel61 if program == "linux" => false,
             // The slowest lab: what the others show of firmware and devices is not the vendor's.
@@ -143,6 +161,15 @@ mod tests {
     fn all_are_all() {
         assert_eq!(Suite::ALL.len(), Suite::value_variants().len());
         assert!(Suite::USUAL.iter().all(|usual| Suite::ALL.contains(usual)));
+        for (suite, program, usual, wanted) in [
+            (Suite::AmdShadow, "paging", true, true),
+            (Suite::AmdShadow, "neighbours", true, false),
+            (Suite::IntelShadow, "neighbours", false, true),
+            (Suite::Amd, "neighbours", true, true),
+            (Suite::Amd61, "host", false, false),
+        ] {
+            assert_eq!(suite.wants(program, usual), wanted, "{suite:?} {program}");
+        }
         assert_eq!(Suite::Amd61.title(), "AMD lab 6.1");
         assert_eq!(Suite::AmdSmp.name(), "amd-lab-smp");
     }

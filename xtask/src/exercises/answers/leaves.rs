@@ -103,7 +103,11 @@ impl Variant {
 
     /// For people.
     fn title(&self) -> String {
-        format!("{} layout, edition {}", self.layout_name, self.edition)
+        let mut layout = self.layout_name.to_owned();
+        if let Some(first) = layout.get_mut(..1) {
+            first.make_ascii_uppercase();
+        }
+        format!("{layout} layout, {} edition", self.edition)
     }
 }
 
@@ -199,10 +203,7 @@ fn totals(variant: &Variant, asked: &[Asked<'_>]) -> Table {
         (variant.layout.total_exits, "all exits"),
         (variant.layout.total_cycles, "their cycles"),
     ] {
-        let mut cells = vec![
-            format!("`{leaf:#010X}`").replace("0X", "0x"),
-            asks.to_owned(),
-        ];
+        let mut cells = vec![format!("`0x{leaf:08X}`"), asks.to_owned()];
         cells.extend(asked.iter().map(|asked| shown(asked.one(leaf, 0))));
         table.row(cells);
     }
@@ -216,7 +217,7 @@ const SHOWN: [u32; 12] = [10, 28, 30, 48, 11, 16, 19, 35, 38, 42, 71, u32::MAX];
 fn of_reasons(variant: &Variant, asked: &[Asked<'_>]) -> Table {
     let leaves = variant.layout;
     let caption = format!(
-        "{}: single reasons, `{:#010x}` for exits and `{:#010x}` for cycles, as EAX EBX ECX EDX",
+        "{}: single reasons, `0x{:08X}` for exits and `0x{:08X}` for cycles, as EAX EBX ECX EDX",
         variant.title(),
         leaves.exits_of,
         leaves.cycles_of
@@ -246,7 +247,7 @@ fn of_reasons(variant: &Variant, asked: &[Asked<'_>]) -> Table {
 /// Where the editions differ.
 fn of_editions(variant: &Variant, asked: &[Asked<'_>]) -> Table {
     let caption = format!(
-        "{}: what it leaves undefined, `{:#010x}`, as EAX EBX ECX EDX",
+        "{}: what it leaves undefined, `0x{:08X}`, as EAX EBX ECX EDX",
         variant.title(),
         variant.layout.exits_of
     );
@@ -320,9 +321,9 @@ fn check(answered: &mut Answered, variant: &Variant, asked: &Asked<'_>) {
     let complete = (0..=90).all(|ecx| exits.iter().any(|answer| answer.ecx == ecx));
     answered.expect(
         lab,
-        format!("{title}: every reason from 0 to 90 is answered"),
+        "every reason from 0 to 90 is answered",
         complete,
-        format!("{} answers", exits.len()),
+        format!("{title}: {} answers", exits.len()),
     );
 
     let of_reasons = || {
@@ -340,9 +341,9 @@ fn check(answered: &mut Answered, variant: &Variant, asked: &Asked<'_>) {
         .collect();
     answered.expect(
         lab,
-        format!("{title}: undefined reasons, and no others, answer 0, 0, 0, FFFFFFFF"),
+        "undefined reasons, and no others, answer 0, 0, 0, FFFFFFFF",
         wrong.is_empty(),
-        format!("otherwise for {}", numbers(wrong)),
+        format!("{title}: otherwise for {}", numbers(wrong)),
     );
 
     let wrong: Vec<&Answer> = of_reasons()
@@ -353,9 +354,9 @@ fn check(answered: &mut Answered, variant: &Variant, asked: &Asked<'_>) {
         .collect();
     answered.expect(
         lab,
-        format!("{title}: reasons that this KVM does not enable answer 0 in all four"),
+        "reasons that this KVM does not enable answer 0 in all four",
         wrong.is_empty(),
-        format!("otherwise for {}", numbers(wrong)),
+        format!("{title}: otherwise for {}", numbers(wrong)),
     );
 
     let unnamed = asked.answers.iter().filter(|answer| {
@@ -371,9 +372,9 @@ fn check(answered: &mut Answered, variant: &Variant, asked: &Asked<'_>) {
     let wrong: Vec<&Answer> = unnamed.collect();
     answered.expect(
         lab,
-        format!("{title}: registers without a meaning are 0"),
+        "registers without a meaning are 0",
         wrong.is_empty(),
-        format!("otherwise for {}", numbers(wrong)),
+        format!("{title}: otherwise for {}", numbers(wrong)),
     );
 
     adds_up(answered, variant, asked);
@@ -399,12 +400,11 @@ fn adds_up(answered: &mut Answered, variant: &Variant, asked: &Asked<'_>) {
         answered.expect(
             &asked.lab.title,
             format!(
-                "{}: the {what} of all reasons add up to the total (they lie between the total asked \
-                 before and the total asked after)",
-                variant.title()
+                "the {what} of all reasons add up to the total: they lie between the total asked before \
+                 and the total asked after"
             ),
             holds,
-            format!("{sum}, totals {totals:?}"),
+            format!("{}: {sum}, totals {totals:?}", variant.title()),
         );
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::evidence::Evidence;
-use super::super::plan::{PAGING_COUNT, Paging};
+use super::super::plan::{PAGING_COUNT, Paging, SWEEP_RUNS};
 use super::super::profile::{Accounts, Profile, milestone, reason};
 use super::super::results::{Answered, Table, grouped, signed};
 use super::{columns, profiled, row, short};
@@ -70,7 +70,81 @@ pub(super) fn answer(labs: &[Evidence]) -> Answered {
     for (lab, nested, shadow) in &pairs {
         answered.text(in_words(lab, nested, shadow));
     }
+    sweep(&mut answered, labs);
+    for lab in labs {
+        comparisons(&mut answered, lab);
+    }
     answered
+}
+
+/// Page-table work of several lengths: what each page costs.
+fn sweep(answered: &mut Answered, labs: &[Evidence]) {
+    let there = |lab: &&Evidence| {
+        SWEEP_RUNS.iter().all(|(name, _)| {
+            let has = |paging| lab.profiled(paging, name).is_ok();
+            has(Paging::Nested) && has(Paging::Shadow)
+        })
+    };
+    for lab in labs {
+        for (name, _) in SWEEP_RUNS {
+            for paging in [Paging::Nested, Paging::Shadow] {
+                profiled(answered, lab, paging, name);
+            }
+        }
+    }
+    let labs: Vec<&Evidence> = labs.iter().filter(there).collect();
+    let titles: Vec<&str> = labs.iter().map(|lab| short(&lab.title)).collect();
+    let of_lab = [">nested", ">shadow", ">shadow, per page"];
+    let mut table = Table::new(
+        "N pages mapped, touched, remapped, flushed and unmapped by the guest: its exits on the way to \
+         \"workload\"",
+        columns(&[">N"], &titles, &of_lab),
+    );
+    for (name, length) in SWEEP_RUNS {
+        let mut cells = vec![length.to_string()];
+        for lab in &labs {
+            let exits = |paging| {
+                let (_, profile) = lab.profiled(paging, name).ok()?;
+                let from = milestone(&profile.milestones, "devices")?;
+                let to = milestone(&profile.milestones, "workload")?;
+                Some(to.guests().saturating_sub(from.guests()))
+            };
+            let counts = (exits(Paging::Nested), exits(Paging::Shadow));
+            let shown = |count: Option<u64>| count.map_or_else(|| "?".to_owned(), grouped);
+            cells.push(shown(counts.0));
+            cells.push(shown(counts.1));
+            let each = counts.1.map(|shadow| shadow as f64 / length as f64);
+            cells.push(each.map_or_else(String::new, |each| format!("{each:.1}")));
+        }
+        if !labs.is_empty() {
+            table.row(cells);
+        }
+    }
+    answered.table(table);
+}
+
+/// What exitvisor's own comparison says, and whether it takes the profiles for what they claim.
+fn comparisons(answered: &mut Answered, lab: &Evidence) {
+    for (what, comparison) in &lab.comparisons {
+        let refused = comparison.as_ref().err();
+        // An exitvisor without that command says nothing against the profiles.
+        if refused.is_some_and(|why| why.contains("unrecognized subcommand")) {
+            continue;
+        }
+        answered.expect(
+            &lab.title,
+            "`exitvisor paging` finds each profile to be of the paging that it claims",
+            refused.is_none(),
+            refused.cloned().unwrap_or_default(),
+        );
+        if let Ok(text) = comparison {
+            answered.text(format!(
+                "{what} in the {}, as `exitvisor paging` shows them:",
+                lab.title
+            ));
+            answered.code(text);
+        }
+    }
 }
 
 /// The reasons that any of these has.
@@ -172,8 +246,9 @@ fn check(answered: &mut Answered, lab: &str, nested: &Profile, shadow: &Profile)
     let flushes = (within(nested, INVLPG), within(shadow, INVLPG));
     answered.expect(
         lab,
-        format!("{PAGING_COUNT} INVLPGs exit not once with nested paging, and {PAGING_COUNT} times with shadow paging"),
-        flushes == (Some(0), Some(PAGING_COUNT)),
+        "no INVLPG (14) exits with nested paging, and with shadow paging each of them does (the guest \
+         counts them, too)",
+        flushes.0 == Some(0) && flushes.1 > Some(PAGING_COUNT),
         format!("{flushes:?}"),
     );
 }
