@@ -190,6 +190,8 @@ struct Told<'a> {
     entry: Entry,
     /// The kernel's command line.
     cmdline: &'a str,
+    /// The highest address that a byte of the initial RAM disk may have.
+    initrd_max: u64,
     /// Which interrupt controllers there are.
     irqchip: irqchip::Kind,
     /// Frequency of the local APICs' timer.
@@ -230,7 +232,7 @@ fn load(
     for (role, path) in kernel.into_iter().chain(initrd) {
         let (mut file, bytes) = files.open(path).map_err(image_error(role, path))?;
         if role == INITRD_MODULE {
-            room.1 = room.1.min(image.initrd_max().saturating_add(1));
+            room.1 = room.1.min(told.initrd_max.saturating_add(1));
         }
         let module = pvh::load_module(memory, &mut file, bytes, role, room)?;
         room.1 = module.start;
@@ -312,11 +314,10 @@ fn console_file(target: ConsoleTarget) -> io::Result<File> {
     Ok(fd.into())
 }
 
-/// Whether what is booted is Linux, behind a firmware too.
-fn is_linux(image: &Kernel, config: &Config, held: &mut Held) -> bool {
-    let behind = config.firmware.as_ref();
-    let behind = behind.and_then(|_| Kernel::open(&config.kernel, &mut held.files).ok());
-    image.is_linux() || behind.is_some_and(|kernel| kernel.is_linux())
+/// The kernel behind a firmware. Whether it can be booted is the firmware's to say.
+fn behind(config: &Config, held: &mut Held) -> Option<Kernel> {
+    config.firmware.as_ref()?;
+    Kernel::open(&config.kernel, &mut held.files).ok()
 }
 
 /// Software KVM runs small guests: in Linux it hangs, which is no way to say so.
@@ -386,7 +387,10 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         None => config.boot,
     };
     let entry = image.entry(wish).map_err(image_error(role, path))?;
-    let linux = is_linux(&image, config, held);
+    let behind = behind(config, held);
+    let kernels = || std::iter::once(&image).chain(&behind);
+    let linux = kernels().any(Kernel::is_linux);
+    let initrd_max = kernels().map(Kernel::initrd_max).min().unwrap_or(u64::MAX);
     if linux && kind == KvmKind::Software {
         return Err(refuse_linux(config));
     }
@@ -442,6 +446,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let told = Told {
         entry,
         cmdline: &cmdline,
+        initrd_max,
         irqchip,
         timer_hz,
         resets,
