@@ -111,6 +111,21 @@ fn the_newer_kernel_boots() {
 }
 
 #[test]
+fn both_kernels_boot_through_the_firmware() {
+    let Some(guest) = guest("both_kernels_boot_through_the_firmware") else {
+        return;
+    };
+    let firmware = black_box::guest("firmware");
+    for (kernel, release) in [(&guest.old, "6.1.0-"), (&guest.new, "6.12.")] {
+        let run = guest.boot(kernel, "", &["--firmware", arg(&firmware)]);
+        let profile = expect_power_off(run, release, 1);
+        let names: Vec<&str> = profile.milestones.iter().map(|m| &*m.name).collect();
+        let expected = ["reset", "firmware entry", "long mode", "kernel loaded"];
+        assert_eq!(names[..4], expected);
+    }
+}
+
+#[test]
 fn a_kernel_boots_with_kvms_own_irqchip() {
     let Some(guest) = guest("a_kernel_boots_with_kvms_own_irqchip") else {
         return;
