@@ -46,6 +46,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// Show what shadow paging costs a boot, beside nested paging
     Paging(PagingArgs),
+    /// Show what pages and filling in memory beforehand do to a boot: one row per profile
+    Ablation(AblationArgs),
     /// Show where everything lies in a guest's memory
     Layout(LayoutArgs),
     /// Show what this host's KVM can intercept and control
@@ -166,6 +168,30 @@ pub struct PagingArgs {
     #[arg(long, value_enum, default_value = "text")]
     pub format: Format,
     /// Write the report to this file [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Options of `ablation`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The profiles are boots of one guest with different --prefault and --pages, in the order of the rows.
+`cargo xtask boot-profile --ablate memory` records them.
+
+Examples:
+  exitvisor ablation none-4k.json touch-4k.json kvm-4k.json
+  exitvisor ablation *.json --format json --output ablation.json")]
+pub struct AblationArgs {
+    /// Saved profiles, JSON
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Say of a combination that it was not booted, and why
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub skipped: Vec<String>,
+    /// Format of the table
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: CompareFormat,
+    /// Write the table to this file [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }

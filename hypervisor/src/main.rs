@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use exitvisor::cli::{self, CapsArgs, CapsFormat, Command, CompareArgs, CompareFormat, Format};
-use exitvisor::cli::{LayoutArgs, LayoutFormat, PagingArgs, ReportArgs, Stop};
+use exitvisor::cli::{
+    self, AblationArgs, CapsArgs, CapsFormat, Command, CompareArgs, CompareFormat,
+};
+use exitvisor::cli::{Format, LayoutArgs, LayoutFormat, PagingArgs, ReportArgs, Stop};
 use exitvisor::config::{Config, Console, TimeLimit};
 use exitvisor::error::Error;
+use exitvisor::profile::ablation::Ablation;
 use exitvisor::profile::compare::Comparison;
 use exitvisor::profile::deputy::Place;
 use exitvisor::profile::limit::Limits;
@@ -87,6 +90,7 @@ fn command(command: Command) -> Result<u8, Error> {
         Command::Report(args) => show(&args),
         Command::Compare(args) => compare(args),
         Command::Paging(args) => paging(&args),
+        Command::Ablation(args) => ablation(&args),
         Command::Layout(args) => show_layout(&args),
         Command::Caps(args) => show_caps(&args),
     }
@@ -219,6 +223,26 @@ fn paging(args: &PagingArgs) -> Result<u8, Error> {
         text += &format!("{}: {} paging\n", report::clean(&name), paging.name());
     }
     write_out(None, &text)
+}
+
+fn ablation(args: &AblationArgs) -> Result<u8, Error> {
+    let profiles = args
+        .files
+        .iter()
+        .map(|f| load::load(f))
+        .collect::<Result<Vec<Profile>, _>>()?;
+    let ablation = Ablation::of(&profiles, &args.skipped).map_err(|place| {
+        let name = args.files.get(place).map(|f| f.display().to_string());
+        Error::Usage(format!(
+            "profile {} does not say what its guest memory was made of: record it again",
+            name.unwrap_or_default()
+        ))
+    })?;
+    let text = match args.format {
+        CompareFormat::Text => report::ablation::text(&ablation),
+        CompareFormat::Json => report::ablation::json(&ablation),
+    };
+    write_out(args.output.as_deref(), &text)
 }
 
 fn show_layout(args: &LayoutArgs) -> Result<u8, Error> {

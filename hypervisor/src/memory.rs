@@ -217,13 +217,13 @@ mod tests {
                 let host = ram.get_host_address(start).unwrap() as u64;
                 assert_eq!(host % HUGE_PAGE, start.0 % HUGE_PAGE);
             }
-            ram.write_obj(0x1234_5678_u32, GuestAddress(0x1_3FFF_FFFC))
+            ram.write_obj(0x1234_5678_u32, GuestAddress(0x1_7FFF_FFFC))
                 .unwrap();
             assert_eq!(
-                ram.read_obj::<u32>(GuestAddress(0x1_3FFF_FFFC)).unwrap(),
+                ram.read_obj::<u32>(GuestAddress(0x1_7FFF_FFFC)).unwrap(),
                 0x1234_5678
             );
-            assert!(ram.write_obj(0_u32, GuestAddress(0x1_3FFF_FFFD)).is_err());
+            assert!(ram.write_obj(0_u32, GuestAddress(0x1_7FFF_FFFD)).is_err());
         }
     }
 

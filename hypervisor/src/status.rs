@@ -14,7 +14,7 @@ macro_rules! statuses {
 statuses! {
     /// A command line that makes no sense (EX_USAGE).
     USAGE = 64;
-    /// A profile that is corrupt, truncated or of a future version (EX_DATAERR).
+    /// A profile that is corrupt, truncated, of a future version or void (EX_DATAERR).
     DATA = 65;
     /// A kernel, firmware or initrd that cannot be booted, or an input that cannot be read (EX_NOINPUT).
     INPUT = 66;

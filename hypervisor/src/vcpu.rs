@@ -674,7 +674,7 @@ impl Vcpu {
         }
         self.ports.own_section = opens;
         self.shared.books.vcpu(self.index, &mut self.scratch);
-        self.page.refresh(&self.scratch.figures);
+        self.page.refresh(self.index, &self.scratch.figures);
         if opens {
             self.section_start.clone_from(&self.scratch.figures);
         } else {
@@ -691,13 +691,11 @@ impl Vcpu {
         let clocks = self.shared.clocks();
         let mut asks = Asks::default();
         if !turn.is_full() {
-            let (index, page) = (self.index, &self.page);
-            let own = |vcpu, figures: &Figures| {
-                if vcpu == index {
-                    page.refresh(figures);
-                }
-            };
-            self.shared.books.all_by(&mut self.scratch, own);
+            let page = &self.page;
+            let books = &self.shared.books;
+            books.all_by(&mut self.scratch, |vcpu, figures| {
+                page.refresh(vcpu, figures);
+            });
             asks = self.shared.books.asks();
         }
         let figures = &self.scratch.figures;
@@ -862,13 +860,10 @@ impl Vcpu {
             edition,
             exit_page: self.shared.exit_page.is_some(),
         };
-        let (index, page) = (self.index, &self.page);
-        let own = |vcpu, figures: &Figures| {
-            if vcpu == index {
-                page.refresh(figures);
-            }
-        };
-        let answer = oracle.answer(question, ecx, &mut self.scratch, own);
+        let page = &self.page;
+        let answer = oracle.answer(question, ecx, &mut self.scratch, |vcpu, figures| {
+            page.refresh(vcpu, figures);
+        });
         if let Some(log) = &self.shared.query_log
             && let Some(line) = gate::log_line(question, ecx, answer)
         {

@@ -36,7 +36,8 @@ use crate::exits::milestone::Milestones;
 use crate::exits::page::ExitPage;
 use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
-use crate::memory::{self, Memory, prefault};
+use crate::memory::prefault::{self, Prefault};
+use crate::memory::{self, Memory};
 use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
 use crate::vcpu::{Shared, Vcpu};
@@ -475,6 +476,14 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let started = Instant::now();
     if let Some((boot_vcpu, _)) = fds.first() {
         prefault::fill(&memory, config.prefault, &fd, boot_vcpu)?;
+        if config.prefault == Prefault::Kvm
+            && let Some(page) = &exit_page
+            && let Err(error) =
+                prefault::map_by_kvm(boot_vcpu, exit_abi::page::ADDRESS, page.size())
+        {
+            // It costs the guest a few exits, once.
+            tracing::debug!(%error, "the exit page is not mapped beforehand");
+        }
     }
     let prefault_time = started.elapsed();
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use black_box::accounts::{FEW, TIME_DRIVEN, has_ledger, is_shadowed};
+use black_box::accounts::{FEW, TIME_DRIVEN, TOUCH, has_ledger, is_shadowed};
 use black_box::{Run, guest, kvm, needs_kvm, needs_ledger, profile, skip};
 use exitvisor::profile::{KvmKind, Milestone, Profile, ReasonAccount};
 
@@ -248,12 +248,16 @@ fn page_and_leaves_agree_and_the_leaves_cost() {
     if !has_page(name) {
         return;
     }
+    // Where page tables are shadowed, MMIO is a page fault, and not what the workload expects.
+    let plain = kernel("log=off", &[]).expect_status(0).profile();
+    let mmio = if is_shadowed(&plain) { "" } else { ",mmio:20" };
+    let works = format!("workload=pio:50,cpuid:30,hlt:5{mmio}");
     let firmware = guest("firmware");
     let through = ["--firmware", black_box::arg(&firmware)];
     for (cmdline, more) in [
         ("", &[][..]),
         ("queries=3 log=each", &["--leaves", "reversed"]),
-        ("workload=pio:50,mmio:20,cpuid:30,hlt:5", &through),
+        (&works, &through),
         ("", &["--ledger", "counts"]),
         ("workload=hlt:5", &["--ledger", "off"]),
     ] {
@@ -262,7 +266,10 @@ fn page_and_leaves_agree_and_the_leaves_cost() {
         let (records, _) = log(&run.stderr);
         let agree = format!("exit page and leaves agree in {} records", records.len());
         let run = run.expect_stderr(&[&agree, ", and by the leaves, at the gate"]);
-        let [asking, reading] = costs(&run);
+        let [mut asking, reading] = costs(&run);
+        // The code that asks may lie where nobody has been.
+        let touched = asking.remove(&TOUCH).unwrap_or(0);
+        assert!(touched <= FEW, "{run:#?}");
         assert_eq!(reading, BTreeMap::new(), "{cmdline} {more:?}: {run:#?}");
         // An own section around each record; each question is an exit of 0. One more asks whether
         // the gate answers, and a workload asks three times at least.

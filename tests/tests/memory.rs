@@ -119,7 +119,12 @@ fn huge_pages_of_the_pool() {
     for prefault in ["none", "touch"] {
         let run = touching(&["--pages", "huge", "--prefault", prefault]);
         let memory = run.expect_status(0).profile().memory.unwrap();
-        assert_eq!((memory.resident, memory.huge), (MIB << 20, MIB << 20));
+        assert_eq!(memory.resident, memory.huge, "{memory:?}");
+        let least = if prefault == "touch" { MIB } else { MIB - 8 };
+        assert!(
+            (least << 20..=MIB << 20).contains(&memory.huge),
+            "{memory:?}"
+        );
     }
     // The memory of a boot is given back before the next one needs it.
     let more = [

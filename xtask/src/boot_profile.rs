@@ -10,6 +10,7 @@ use clap::Args;
 use clap::error::ErrorKind;
 use indicatif::ProgressBar;
 
+use crate::ablate::{self, What};
 use crate::build::{self, Built};
 use crate::on::{self, On, Where};
 use crate::paging::{self, Measurement, Sweep, Wish};
@@ -30,6 +31,7 @@ use crate::{lab, signals, workspace};
   cargo xtask boot-profile --on amd-lab
   cargo xtask boot-profile --on amd-lab --paging both --cmdline workload=ptes:64
   cargo xtask boot-profile --on intel-lab --paging both --sweep usual
+  cargo xtask boot-profile --on amd-lab --ablate memory
   cargo xtask boot-profile --firmware none
   cargo xtask boot-profile --cmdline workload=pio:500 --timeout 10s")]
 pub(crate) struct BootProfile {
@@ -41,13 +43,19 @@ pub(crate) struct BootProfile {
     #[arg(long, value_enum, default_value_t = On::default())]
     pub(crate) on: On,
     /// Boot with nested or with shadow paging, or compare both: each in its own lab (--on amd-lab,
-    /// --on intel-lab)
+    /// --on intel-lab), or here with --reload-kvm
     #[arg(long, value_enum, conflicts_with = "runs")]
     pub(crate) paging: Option<Wish>,
     /// Compare both over page-table work (workload=ptes:N) of so many pages, and draw it; `usual` is
     /// 16,64,256,1024
     #[arg(long, value_name = "N,N,…", requires = "paging", value_parser = paging::sweep)]
     pub(crate) sweep: Option<Sweep>,
+    /// Boot every combination of what is named, and show what it does: memory (--prefault and --pages)
+    #[arg(long, value_enum, conflicts_with_all = ["runs", "paging"])]
+    pub(crate) ablate: Option<What>,
+    /// Load this machine's KVM anew for that, as root, with no VM alive, and put it back
+    #[arg(long, requires = "paging")]
+    pub(crate) reload_kvm: bool,
     /// Options of `exitvisor profile`
     #[arg(
         value_name = "OPTIONS OF EXITVISOR",
@@ -66,9 +74,13 @@ impl BootProfile {
                 wish,
                 sweep: self.sweep.as_ref().map_or(&[], |sweep| &sweep.0),
                 on: self.on,
+                reload: self.reload_kvm,
                 options: &self.options,
             };
             return measurement.run();
+        }
+        if let Some(What::Memory) = self.ablate {
+            return ablate::memory(self.on, &self.options);
         }
         let built = build::build()?;
         let kernel = value_of(&self.options, "--kernel").map(PathBuf::from);
@@ -94,9 +106,16 @@ impl BootProfile {
         let given = |name: &&str| value_of(&self.options, name).is_some();
         let why = if let Some(name) = ["--format", "--output"].iter().find(|name| given(name)) {
             format!("boot-profile itself chooses {name}; for your own, use `exitvisor profile`\n")
-        } else if let Some(name) = ["--runs", "--on", "--paging", "--sweep"]
-            .iter()
-            .find(|name| given(name))
+        } else if let Some(name) = [
+            "--runs",
+            "--on",
+            "--paging",
+            "--sweep",
+            "--ablate",
+            "--reload-kvm",
+        ]
+        .iter()
+        .find(|name| given(name))
         {
             format!("{name} comes before the options of exitvisor\n")
         } else {

@@ -4,6 +4,7 @@
 //! The exit status is that of the step that mattered (exitvisor's, cargo's); xtask's own failures
 //! end with [`USAGE`] or [`FAILED`], above the statuses that belong to guests.
 
+mod ablate;
 mod bench;
 mod boot_profile;
 mod build;

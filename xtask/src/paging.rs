@@ -15,20 +15,12 @@ use clap::{Args, ValueEnum};
 
 use crate::boot_profile::{unused_name, with_suffix};
 use crate::build::{self, Built};
+use crate::kvm_module::{Paging, Reloaded};
 use crate::lab::{self, Host, Job};
 use crate::on::On;
 use crate::run::{defaults, value_of};
 use crate::step::{self, Step};
 use crate::{signals, workspace};
-
-/// Who walks the guest's page tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Paging {
-    /// The processor (EPT, NPT).
-    Nested,
-    /// KVM.
-    Shadow,
-}
 
 impl Paging {
     const BOTH: [Self; 2] = [Self::Nested, Self::Shadow];
@@ -91,7 +83,7 @@ struct Lab<'b> {
 
 impl Machine for Lab<'_> {
     fn run(&self, paging: Paging, commands: &[Vec<OsString>]) -> anyhow::Result<u8> {
-        let this = std::env::current_exe().context("cannot find xtask")?;
+        let this = crate::workspace::this_program()?;
         let mut job = Job::new(self.host, this)?;
         job.with_guests(self.built)?;
         job.module_args.push(paging.parameter(self.host));
@@ -101,10 +93,11 @@ impl Machine for Lab<'_> {
     }
 }
 
-/// This machine, as it is: with the paging that it has.
+/// This machine: as it is, with the paging that it has, or with its KVM loaded anew.
 struct ThisMachine<'b> {
     built: &'b Built,
-    modules: &'static Path,
+    reload: bool,
+    modules: &'b Path,
 }
 
 impl ThisMachine<'_> {
@@ -121,16 +114,17 @@ impl ThisMachine<'_> {
         }
     }
 
-    /// Why it cannot do this.
+    /// Why it does not do this; whether its module can be loaded anew is found out by doing so.
     fn refuses(&self, wish: Wish) -> Option<&'static str> {
         match (self.has(), wish.kinds()) {
             (Some(has), [only]) if has == *only => None,
+            (Some(_), _) if self.reload => None,
             (Some(_), _) => Some(
-                "this machine's KVM would have to be loaded anew for that: --on amd-lab and --on \
-                 intel-lab do it without touching this machine",
+                "this machine's KVM would have to be loaded anew, as --reload-kvm does (as root, no \
+                 VM alive); --on amd-lab and --on intel-lab leave this machine alone",
             ),
             (None, _) => Some(
-                "this machine's KVM has no nested paging to switch off: --on amd-lab or --on \
+                "this machine's KVM has no nested paging to switch off: use --on amd-lab or --on \
                  intel-lab",
             ),
         }
@@ -138,8 +132,14 @@ impl ThisMachine<'_> {
 }
 
 impl Machine for ThisMachine<'_> {
-    fn run(&self, _: Paging, commands: &[Vec<OsString>]) -> anyhow::Result<u8> {
-        one_by_one(&self.built.exitvisor, commands.iter().map(Vec::as_slice))
+    fn run(&self, paging: Paging, commands: &[Vec<OsString>]) -> anyhow::Result<u8> {
+        let exitvisor = &self.built.exitvisor;
+        let run = || one_by_one(exitvisor, commands.iter().map(Vec::as_slice));
+        if self.reload {
+            Reloaded::with(paging, run)
+        } else {
+            run()
+        }
     }
 }
 
@@ -218,6 +218,8 @@ pub(crate) struct Measurement<'a> {
     /// Pages of the workload `ptes`; empty: one boot, of what the options say.
     pub(crate) sweep: &'a [u64],
     pub(crate) on: On,
+    /// Whether this machine's KVM may be loaded anew.
+    pub(crate) reload: bool,
     /// Options of `exitvisor profile`.
     pub(crate) options: &'a [OsString],
 }
@@ -238,6 +240,9 @@ impl Measurement<'_> {
                 );
             }
         }
+        if self.reload && matches!(self.on, On::AmdLab | On::IntelLab) {
+            return Err("--reload-kvm is for this machine's KVM: leave it out, or --on");
+        }
         let cpus = value("--cpus").unwrap_or_else(|| "1".into());
         if self.on == On::AmdLab && self.wish != Wish::Nested && cpus != "1" {
             return Err(
@@ -252,8 +257,6 @@ impl Measurement<'_> {
     pub(crate) fn run(&self) -> anyhow::Result<u8> {
         let usage = |why: &str| clap::Error::raw(ErrorKind::ArgumentConflict, format!("{why}\n"));
         self.check().map_err(usage)?;
-        let this = Path::new("/sys/module");
-        // Known before anything is built.
         let lab = match self.on {
             On::AmdLab => Some(Host::Amd),
             On::IntelLab => Some(Host::Intel),
@@ -268,7 +271,8 @@ impl Measurement<'_> {
             None => {
                 let machine = ThisMachine {
                     built: &built,
-                    modules: this,
+                    reload: self.reload,
+                    modules: Path::new("/sys/module"),
                 };
                 if let Some(why) = machine.refuses(self.wish) {
                     return Err(usage(&format!("--paging: {why}")).into());
@@ -438,6 +442,7 @@ mod tests {
                 wish,
                 sweep,
                 on,
+                reload: false,
                 options: &options,
             };
             measurement.check()
@@ -477,16 +482,17 @@ mod tests {
     #[test]
     fn this_machine_has_one_paging() {
         let folder = tempfile::tempdir().unwrap();
-        let modules: &'static Path = Box::leak(folder.path().to_owned().into_boxed_path());
+        let modules = folder.path();
         let built = Built {
             exitvisor: "exitvisor".into(),
             firmware: "firmware".into(),
             guest_kernel: "guest-kernel".into(),
         };
-        let machine = ThisMachine {
+        let [machine, anew] = [false, true].map(|reload| ThisMachine {
             built: &built,
+            reload,
             modules,
-        };
+        });
         let why = machine.refuses(Wish::Nested).unwrap();
         assert!(why.contains("--on amd-lab"), "{why}");
         let parameters = modules.join("kvm_amd/parameters");
@@ -494,7 +500,8 @@ mod tests {
         fs::write(parameters.join("npt"), "Y\n").unwrap();
         assert_eq!(machine.refuses(Wish::Nested), None);
         for wish in [Wish::Shadow, Wish::Both] {
-            assert!(machine.refuses(wish).unwrap().contains("loaded anew"));
+            assert!(machine.refuses(wish).unwrap().contains("--reload-kvm"));
+            assert_eq!(anew.refuses(wish), None);
         }
         fs::write(parameters.join("npt"), "N\n").unwrap();
         assert_eq!(machine.refuses(Wish::Shadow), None);

@@ -44,3 +44,16 @@ pub(crate) fn shown(path: &(impl AsRef<OsStr> + ?Sized)) -> &OsStr {
     let below = here.ok().and_then(|here| path.strip_prefix(here).ok());
     below.unwrap_or(path).as_os_str()
 }
+
+/// This very program, as a file that can be started and carried into a lab.
+///
+/// `cargo test --workspace` puts another build of the same xtask in its place while it runs; the
+/// kernel then calls its own file deleted (proc(5), `/proc/PID/exe`).
+pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
+    let path = std::env::current_exe().context("cannot find xtask")?;
+    let replaced = path
+        .to_str()
+        .and_then(|text| text.strip_suffix(" (deleted)"))
+        .map(PathBuf::from);
+    Ok(replaced.filter(|path| path.is_file()).unwrap_or(path))
+}

@@ -189,6 +189,8 @@ pub fn of_vcpu(head: &Head, vcpu: u64, page: &impl Numbers) -> (u64, u64) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use proptest::prelude::*;
+
     use exit_abi::page::{
         HEAD_SIZE, MAGIC, NO_REASON, PageKind, REASONS, TIMED, VERSION, head, row,
     };
@@ -334,6 +336,31 @@ pub(super) mod tests {
         let (head, page) = open(page(PageKind::Vmm, &[0; 100], &[&[(50, 1, 1), (99, 1, 1)]]));
         Reading::new().load(&head, &page);
         assert_eq!(page.loads.get(), 100 + 2 * (5 + 1));
+    }
+
+    proptest! {
+        /// A page that lies about itself leads nowhere beyond its memory (where `Made` would panic).
+        #[test]
+        fn no_page_leads_beyond_its_memory(
+            fields in prop::collection::vec((2_usize..9, prop_oneof![
+                any::<u64>(), 0..5000_u64, (0..700_u64).prop_map(|n| n * 8),
+            ]), 0..4),
+            rows in prop::collection::vec((512_usize..1024, any::<u64>()), 0..30),
+        ) {
+            let mut words = page(PageKind::Kernel, &[30, 10, NO_REASON, 30], &[&[], &[]]);
+            words.resize(1024, 7);
+            for (at, value) in fields.into_iter().chain(rows) {
+                words[at] = value;
+            }
+            let loads = std::cell::Cell::new(0);
+            let made = Made { words, loads };
+            if let Ok(head) = Head::read(8192, |at| made.load(at)) {
+                Reading::new().load(&head, &made);
+                let _ = exits_of(&head, Reason::IO, &made);
+                let _ = of_vcpu(&head, head.vcpus, &made);
+                let _ = of_vcpu(&head, head.vcpus - 1, &made);
+            }
+        }
     }
 
     #[test]

@@ -28,8 +28,8 @@ pub mod flags {
     pub const CAN_OCCUR: u32 = 1 << 1;
     /// Every exit of this reason is counted, whether or not it reaches userspace.
     pub const EXACT: u32 = 1 << 2;
-    /// Every exit of this reason that the VMM itself serves (its ports, unassigned addresses) is
-    /// counted; one that KVM finishes in the kernel may not be.
+    /// Every exit of this reason that the VMM itself serves (its ports, unassigned addresses,
+    /// hypercalls that KVM passes on) is counted; one that KVM finishes in the kernel may not be.
     pub const EXACT_IN_VMM: u32 = 1 << 3;
 }
 

@@ -273,11 +273,6 @@ impl Recorder {
         }
     }
 
-    /// Whether there is something to write.
-    pub fn is_needed(&self) -> bool {
-        self.page.is_some()
-    }
-
     fn number(&self, row: usize, number: usize) -> Option<&AtomicU64> {
         self.page.as_deref()?.number(self.vcpu, row, number)
     }
@@ -327,9 +322,10 @@ impl Recorder {
         }
     }
 
-    /// Takes in what the books say of the vCPU: what only KVM's statistics know is added.
-    pub fn refresh(&self, figures: &Figures) {
-        if self.page.is_none() {
+    /// Takes in what the books say of the vCPU, if it is this one: what only KVM's statistics know is
+    /// added.
+    pub fn refresh(&self, vcpu: usize, figures: &Figures) {
+        if self.page.is_none() || vcpu != self.vcpu {
             return;
         }
         for (reason, line) in figures.lines.iter() {
@@ -436,7 +432,7 @@ mod tests {
             assert_eq!(head.cycles(nanos), Rate::measured().cycles(nanos));
             // Nothing of the VMM's writes there.
             let recorder = Recorder::new(Some(&Arc::new(page)), 0);
-            assert!(!recorder.is_needed());
+            assert!(recorder.page.is_none());
         }
     }
 
@@ -515,7 +511,7 @@ mod tests {
         let mut scratch = Scratch::default();
         books(&ledger, 100, 5).all_by(&mut scratch, |vcpu, figures| {
             assert_eq!(vcpu, 0);
-            recorder.refresh(figures);
+            recorder.refresh(vcpu, figures);
         });
         assert_eq!(exits(&page, Some(Reason::HLT)), 5);
         assert_eq!(exits(&page, None), 93);
@@ -526,8 +522,12 @@ mod tests {
         assert_eq!((exits(&page, Some(Reason::HLT)), total(&page)), (6, 101));
         // A reading that knows less than the last takes nothing back.
         books(&ledger, 7, 0).vcpu(0, &mut scratch);
-        recorder.refresh(&scratch.figures);
+        recorder.refresh(0, &scratch.figures);
         assert_eq!((exits(&page, Some(Reason::HLT)), total(&page)), (6, 101));
+        // Nor does another vCPU's.
+        books(&ledger, 1000, 100).vcpu(0, &mut scratch);
+        recorder.refresh(1, &scratch.figures);
+        assert_eq!(total(&page), 101);
     }
 
     #[test]
@@ -535,7 +535,7 @@ mod tests {
         let recorder = Recorder::new(None, 0);
         recorder.count(Entry::Other);
         recorder.time(Entry::Reason(Reason::IO), Owner::Own, 1);
-        recorder.refresh(&Figures::default());
+        recorder.refresh(0, &Figures::default());
         // Nor for a vCPU that has no record.
         let page = Arc::new(ExitPage::of_vmm(1).unwrap());
         let beyond = Recorder::new(Some(&page), 1);
@@ -560,7 +560,7 @@ mod tests {
                 if refresh {
                     let mut scratch = Scratch::default();
                     books(&ledger, 0, 0).vcpu(0, &mut scratch);
-                    recorder.refresh(&scratch.figures);
+                    recorder.refresh(0, &scratch.figures);
                 }
             }
             let head = head(&page);

@@ -2,7 +2,7 @@
 
 use super::limit::{Growth, Limits, Scope};
 use super::runs::{Key, keyed, merged};
-use super::{Profile, ReasonAccount};
+use super::{MemoryAccount, Profile, ReasonAccount};
 use serde::Serialize;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -364,7 +364,7 @@ pub(super) const COMMAND_LINE: &str = "command line";
 /// In what host, machine, images and sources of two profiles differ.
 pub(super) fn differences(a: &Profile, b: &Profile) -> Vec<Difference> {
     let mut differences = Vec::new();
-    let facts: [Fact; 12] = [
+    let facts: [Fact; 13] = [
         ("KVM", |p| p.host.kvm.module().to_owned()),
         ("sources", served),
         ("level of the kernel ledger", |p| {
@@ -375,6 +375,10 @@ pub(super) fn differences(a: &Profile, b: &Profile) -> Vec<Difference> {
         ("host kernel", |p| p.host.kernel.clone()),
         ("number of vCPUs", |p| p.machine.cpus.to_string()),
         ("memory", |p| format!("{} bytes", p.machine.memory)),
+        ("memory's pages and prefault", |p| {
+            let of = |memory: &MemoryAccount| format!("{} {}", memory.pages, memory.prefault);
+            p.memory.as_ref().map_or(String::new(), of)
+        }),
         ("boot", |p| p.machine.boot.clone()),
         (COMMAND_LINE, |p| p.machine.cmdline.clone()),
         ("layout of leaves", |p| p.machine.layout.clone()),

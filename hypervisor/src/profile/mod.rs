@@ -3,6 +3,7 @@
 //! Every ratio and difference is a method here; reports render, they do not compute. The schema
 //! in prose is `docs/profile-schema.md`.
 
+pub mod ablation;
 mod asked;
 pub mod compare;
 pub mod deputy;

@@ -236,9 +236,11 @@ impl Profile {
         Ok(paging)
     }
 
-    /// Whether KVM mapped the guest's memory before the guest ran.
+    /// Whether KVM mapped the guest's memory before the guest ran (`--prefault kvm`). What the VMM
+    /// touches (`touch`) is in the host's tables then, but not in those of the guest.
     fn was_mapped_beforehand(&self) -> bool {
-        false
+        let memory = self.memory.as_ref();
+        memory.is_some_and(|memory| memory.prefault == "kvm")
     }
 }
 
@@ -387,9 +389,7 @@ pub enum Refused {
         has: Paging,
     },
     /// Two profiles differ in more than paging.
-    #[error(
-        "profiles {a} and {b} differ in more than {but} ({what}: {was} → {is}): record both alike"
-    )]
+    #[error("profiles {a} and {b} differ in more than {but} ({difference}): record both alike")]
     Unlike {
         /// A file.
         a: String,
@@ -397,12 +397,8 @@ pub enum Refused {
         b: String,
         /// What they may differ in.
         but: &'static str,
-        /// In what they differ.
-        what: String,
-        /// What the first says.
-        was: String,
-        /// What the second says.
-        is: String,
+        /// In what they differ: what, and what each says.
+        difference: String,
     },
 }
 
@@ -471,9 +467,7 @@ fn refuse(
             a: a.to_owned(),
             b: b.to_owned(),
             but,
-            what,
-            was,
-            is,
+            difference: format!("{what}: {was} → {is}"),
         }),
     }
 }
@@ -556,9 +550,7 @@ fn alike_but_pages(a: (&str, &Profile), b: (&str, &Profile)) -> Result<(), Refus
         a: a.0.to_owned(),
         b: b.0.to_owned(),
         but,
-        what: COMMAND_LINE.to_owned(),
-        was,
-        is,
+        difference: format!("{COMMAND_LINE}: {was} → {is}"),
     })
 }
 
@@ -732,6 +724,14 @@ mod tests {
                 r.source = super::super::figures::KVM_RUN.to_owned();
             });
         assert_eq!(without.checked_paging(), Err(Void::NoFaults));
+        for (prefault, checked) in [("touch", Err(Void::NoFaults)), ("kvm", Ok(Paging::Nested))] {
+            let memory = crate::profile::MemoryAccount {
+                prefault: prefault.to_owned(),
+                ..Default::default()
+            };
+            without.memory = Some(memory);
+            assert_eq!(without.checked_paging(), checked, "{prefault}");
+        }
     }
 
     #[test]
@@ -837,7 +837,7 @@ mod tests {
     fn what_differs_in_more_than_paging_is_refused() {
         let [nested, shadow] = fixtures::paging();
         type Change = fn(&mut Profile);
-        let changes: [(Change, &str); 8] = [
+        let changes: [(Change, &str); 9] = [
             (|p| p.machine.images[0].sha256 = "0".repeat(64), "SHA-256"),
             (
                 |p| p.machine.cmdline = "log=off".to_owned(),
@@ -845,6 +845,10 @@ mod tests {
             ),
             (|p| p.machine.memory *= 2, "memory: "),
             (|p| p.machine.cpus = 2, "vCPUs: "),
+            (
+                |p| p.memory = Some(Default::default()),
+                "pages and prefault: ",
+            ),
             (|p| p.host.kernel = "6.1.0".to_owned(), "host kernel: "),
             (|p| p.host.kvm = KvmKind::Intel, "KVM: "),
             (|p| p.end.status = 9, "end: exit status 0 → exit status 9"),

@@ -1,5 +1,6 @@
 //! Reports: each renders data, most of them a `&Profile`, and knows nothing else.
 
+pub mod ablation;
 mod accounts;
 mod asks;
 pub mod compare;

@@ -59,9 +59,9 @@ fn head(pairing: &Pairing) -> String {
         )
 }
 
-/// "10.0 times as many".
+/// How many times as much: "×10.0"; nothing where one of the sides is nothing.
 fn times(sides: Sides) -> String {
-    match sides.ratio() {
+    match sides.ratio().filter(|_| sides.shadow > 0) {
         None => NONE.to_owned(),
         Some(ratio) => format!("×{}", decimal(ratio)),
     }

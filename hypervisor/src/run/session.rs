@@ -156,7 +156,7 @@ impl Session {
             standings,
             at,
             pass: Pass {
-                memory: Some(memory(&shared, config, prefault_time)),
+                memory: memory(&shared, config, prefault_time),
                 ..account(&shared, started.nanos_since(&start), end)
             },
             cause,
@@ -216,10 +216,10 @@ fn join(shared: &Shared, threads: Vec<JoinHandle<Option<Standing>>>) -> Vec<Opti
         .collect()
 }
 
-/// What guest memory was made of.
-fn memory(shared: &Shared, config: &Config, prefault_time: Duration) -> MemoryAccount {
-    let usage = shared.memory.usage().unwrap_or_default();
-    MemoryAccount {
+/// What guest memory was made of; nothing where the host does not tell.
+fn memory(shared: &Shared, config: &Config, prefault_time: Duration) -> Option<MemoryAccount> {
+    let usage = shared.memory.usage()?;
+    Some(MemoryAccount {
         pages: config.pages.name().into(),
         prefault: config.prefault.name().into(),
         prefault_nanos: match config.prefault {
@@ -228,7 +228,7 @@ fn memory(shared: &Shared, config: &Config, prefault_time: Duration) -> MemoryAc
         },
         resident: usage.resident,
         huge: usage.huge,
-    }
+    })
 }
 
 /// Reads the books once more, now that nobody writes them.

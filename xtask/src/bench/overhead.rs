@@ -115,7 +115,7 @@ fn style() -> ProgressStyle {
 
 /// This program in the AMD lab.
 fn job(built: &Built, own: &Own, version: Version, cwd: &Path) -> anyhow::Result<Job> {
-    let this: PathBuf = std::env::current_exe().context("cannot find this program")?;
+    let this: PathBuf = crate::workspace::this_program()?;
     let mut job = Job::new(Host::Amd, this)?;
     job.with_guests(built)?;
     job.kernel = version;

@@ -16,13 +16,20 @@ fn write(text: &mut String, results: &Results) -> std::fmt::Result {
     writeln!(text, "# VM exits: the exercises, answered\n")?;
     writeln!(text, "Made by {} on {}.\n", results.tool, results.created)?;
     writeln!(text, "    {}\n", results.command)?;
-    writeln!(
+    paragraph(
         text,
-        "makes it again. Each figure was measured in that run: real, unmodified `kvm_amd` and `kvm_intel`\n\
-         of Debian's Linux, on CPUs that are emulated. Counts are those of real KVM; cycles are the emulator's,\n\
-         and say nothing of real processors. Exits are named by the basic exit reasons of the Intel SDM,\n\
-         volume 3D, appendix C; on AMD they are translated. The figures behind each answer lie beside this\n\
-         document: `results.json`, a CSV for each exercise, and every profile in `raw/`.\n"
+        "makes it again. Each figure was measured in that run: real, unmodified `kvm_amd` and `kvm_intel` of \
+         Debian's Linux, on CPUs that are emulated. Counts are those of real KVM; cycles are the emulator's, and \
+         say nothing of real processors. Exits are named by the basic exit reasons of the Intel SDM, volume 3D, \
+         appendix C; on AMD they are translated.",
+    )?;
+    paragraph(
+        text,
+        "The figures behind each answer lie beside this document: `results.json`, a CSV for each exercise, and in \
+         `raw/` the profile of each run (JSON, CSV) and what its guest printed (txt), as \
+         `amd-nested-boot.json`. `firmware` and `guest-kernel` in the command lines are this project's own. One run \
+         alone: `cargo xtask boot-profile --on amd-lab --cmdline 'WORDS'`, or `cargo xtask lab run --host amd -- \
+         profile …`.",
     )?;
     summary(text, results)?;
     hosts(text, results)?;

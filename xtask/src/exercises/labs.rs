@@ -128,6 +128,18 @@ impl Errand<'_> {
         Ok(evidence.collect())
     }
 
+    /// The profiles that the runs have left.
+    pub(crate) fn profiles(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for unit in self.units() {
+            let runs = self.runs(unit).into_iter();
+            let runs = runs.filter(|run| !is_survey(run.name));
+            files.extend(runs.map(|run| unit.file(self.raw, run.name)));
+        }
+        files.retain(|file| file.exists());
+        files
+    }
+
     /// What `exitvisor paging` says of nested and shadow profiles; nothing where one is missing.
     fn comparisons(&self, host: Host) -> Vec<(&'static str, Result<String, String>)> {
         let files = |runs: &[&str]| -> Vec<PathBuf> {
@@ -234,7 +246,7 @@ impl Errand<'_> {
         let file = folder.path().join("orders.json");
         fs::write(&file, serde_json::to_vec(&orders)?).context("cannot write the orders")?;
 
-        let mut command = Command::new(std::env::current_exe().context("cannot find xtask")?);
+        let mut command = Command::new(crate::workspace::this_program()?);
         command.args(["exercises-lab", unit.host.name(), unit.paging.name()]);
         command.arg("--exitvisor").arg(&self.built.exitvisor);
         command.arg("--firmware").arg(&self.built.firmware);
@@ -351,7 +363,7 @@ impl OneLab {
             firmware: self.firmware,
             guest_kernel: self.guest_kernel,
         };
-        let this = std::env::current_exe().context("cannot find xtask")?;
+        let this = crate::workspace::this_program()?;
         let mut job = Job::new(self.host, this)?;
         job.with_guests(&built)?;
         let module_arg = self.paging.module_arg(self.host);

@@ -8,6 +8,8 @@ mod answers;
 mod console;
 mod document;
 mod evidence;
+#[cfg(test)]
+mod fixtures;
 mod inside;
 mod labs;
 mod plan;
@@ -23,7 +25,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::build::{self, Built};
+use crate::build;
 use crate::lab::Host;
 use crate::step::Step;
 use crate::{FAILED, signals, workspace};
@@ -92,7 +94,7 @@ impl Exercises {
 
         let results = self.results(&exercises, &evidence);
         save(&results, &folder)?;
-        raw_csv(&built, &raw)?;
+        raw_csv(&errand)?;
         print!("{}", summary(&results, &folder));
         Ok(status(&results))
     }
@@ -236,18 +238,10 @@ fn csv(rows: &[Vec<String>]) -> String {
 }
 
 /// Each profile as CSV, beside it.
-fn raw_csv(built: &Built, raw: &Path) -> anyhow::Result<()> {
-    let entries = raw.read_dir();
-    for entry in entries.with_context(|| format!("cannot read {}", raw.display()))? {
-        let profile = entry?.path();
-        if profile
-            .extension()
-            .is_none_or(|extension| extension != "json")
-        {
-            continue;
-        }
-        let mut step = Step::new(&built.exitvisor).arg("report").arg(&profile);
-        step = step.args(["--format", "csv", "--output"]);
+fn raw_csv(errand: &labs::Errand<'_>) -> anyhow::Result<()> {
+    for profile in errand.profiles() {
+        let mut step = Step::new(&errand.built.exitvisor).arg("report");
+        step = step.arg(&profile).args(["--format", "csv", "--output"]);
         step = step.arg(profile.with_extension("csv"));
         let output = step.output()?;
         if !output.status.success() {
@@ -299,5 +293,105 @@ fn status(results: &Results) -> u8 {
         FAILED
     } else {
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use results::Table;
+
+    /// One exercise answered, one with a failure, one that was not run.
+    fn results() -> Results {
+        let mut well = Answered {
+            name: "boot".to_owned(),
+            title: "The exits of a boot".to_owned(),
+            question: "How many?".to_owned(),
+            ran: vec!["exitvisor profile --cmdline 'a | b'".to_owned()],
+            why: "It is so because ".repeat(12),
+            source: "The profile.".to_owned(),
+            ..Answered::default()
+        };
+        let mut table = Table::new("Two boots", ["lab", ">exits"]);
+        table.row(["AMD | lab", "1,234"]);
+        table.row(["Intel", "7"]);
+        well.table(table);
+        well.code("as it was\n  printed\n");
+        well.expect("AMD lab", "it is so", true, "");
+        well.expect("AMD lab", "it is so", true, "");
+        well.expect("Intel lab", "it is so", true, "");
+        let mut failed = Answered {
+            title: "VMCALL 0x283".to_owned(),
+            ..Answered::default()
+        };
+        failed.expect("AMD lab", "0x283 answers", false, "nothing");
+        failed.expect("AMD lab", "0x283 answers", true, "");
+        let mut not_run = Answered {
+            title: "Paging".to_owned(),
+            ..Answered::default()
+        };
+        not_run.not_run("Intel lab", "it ended with status 70: no memory");
+        Results {
+            schema: "exitvisor-exercises",
+            version: 1,
+            created: "2026-11-20T12:00:00Z".to_owned(),
+            tool: "exitvisor 0.1.0".to_owned(),
+            command: "cargo xtask exercises --on amd-lab,intel-lab".to_owned(),
+            labs: vec![
+                Lab {
+                    title: "AMD lab".to_owned(),
+                    facts: vec![("CPU".to_owned(), "a CPU".to_owned())],
+                    parameters: BTreeMap::new(),
+                    missing: Vec::new(),
+                },
+                Lab {
+                    title: "Intel lab".to_owned(),
+                    facts: Vec::new(),
+                    parameters: BTreeMap::new(),
+                    missing: vec!["shadow paging: no memory".to_owned()],
+                },
+            ],
+            exercises: vec![well, failed, not_run],
+        }
+    }
+
+    #[test]
+    fn the_document() {
+        insta::assert_snapshot!(document::markdown(&results()));
+    }
+
+    #[test]
+    fn the_summary() {
+        insta::assert_snapshot!(summary(&results(), Path::new("/results")));
+    }
+
+    #[test]
+    fn statuses() {
+        let mut results = results();
+        assert_eq!(status(&results), UNEXPECTED);
+        results.exercises.remove(1);
+        assert_eq!(status(&results), FAILED, "a lab is missing");
+        results.labs.pop();
+        assert_eq!(status(&results), 0);
+    }
+
+    #[test]
+    fn fields_of_csv() {
+        let row = ["a", "b, \"c\"", ""].map(str::to_owned);
+        assert_eq!(csv(&[row.into()]), "a,\"b, \"\"c\"\"\",\n");
+    }
+
+    #[test]
+    fn labs_that_brought_nothing_are_said_so() {
+        let mut evidence = fixtures::lab("AMD lab");
+        let boots = &mut evidence.boots;
+        boots.insert(plan::Paging::Nested, Err("no QEMU".to_owned()));
+        for exercise in Exercise::value_variants() {
+            let answered = answers::answer(*exercise, std::slice::from_ref(&evidence));
+            assert!(answered.checks.is_empty(), "{answered:?}");
+            assert!(!answered.not_run.is_empty(), "{answered:?}");
+            assert!(answered.not_run.iter().any(|n| n.why.contains("no QEMU")));
+        }
+        assert_eq!(lab(&evidence).missing, ["nested paging: no QEMU"]);
     }
 }

@@ -102,6 +102,13 @@ impl Accounts {
         self.total.saturating_sub(self.own())
     }
 
+    /// The guest's exits without those of reasons that time drives: interrupts, their windows, HLT,
+    /// the preemption timer.
+    pub(crate) fn untimed(&self) -> u64 {
+        let timed: u64 = [1, 7, 12, 52].map(|reason| self.of(reason)).iter().sum();
+        self.guests().saturating_sub(timed)
+    }
+
     /// The guest's cycles.
     pub(crate) fn guests_cycles(&self) -> u64 {
         let cycles = |r: &Account| r.cycles.saturating_sub(r.own_cycles);

@@ -4,8 +4,15 @@ use serde::Deserialize;
 
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Survey {
+    pub(crate) host: Host,
     pub(crate) vmx: Vmx,
     pub(crate) svm: Option<Svm>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Host {
+    /// `amd`, `intel`, …
+    pub(crate) kvm: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]

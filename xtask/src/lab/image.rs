@@ -30,7 +30,7 @@ impl Image {
         image
             .archive
             .device(Path::new("/dev/console"), 0o600, (5, 1));
-        let this = std::env::current_exe().context("cannot find this program")?;
+        let this = crate::workspace::this_program()?;
         image.program(&this, Path::new(INIT))?;
         Ok(image)
     }

@@ -97,7 +97,7 @@ impl Plan {
     /// Runs one lab, in a process of its own; its lines are shown with its name in front.
     fn run_suite(&self, suite: Suite) -> anyhow::Result<Report> {
         let start = Instant::now();
-        let mut command = Command::new(std::env::current_exe().context("cannot find xtask")?);
+        let mut command = Command::new(crate::workspace::this_program()?);
         command.arg("test-lab").arg(suite.name());
         command.arg("--exitvisor").arg(&self.built.exitvisor);
         command.arg("--firmware").arg(&self.built.firmware);
@@ -252,7 +252,7 @@ impl OneLab {
             firmware: self.firmware,
             guest_kernel: self.guest_kernel,
         };
-        let this = std::env::current_exe().context("cannot find xtask")?;
+        let this = crate::workspace::this_program()?;
         let mut job = Job::new(suite.host(), this)?;
         job.with_guests(&built)?;
         job.kernel = suite.kernel();

@@ -1,7 +1,8 @@
 //! What is done to the exit page besides reading it: nothing of that changes it.
 //!
 //! Command line: 0 stores of every kind, 1 an instruction that KVM cannot emulate, 2 executed, 3
-//! mapped elsewhere, 4 its end, 5 as a root of page tables, 6 as a page table.
+//! mapped elsewhere, 4 its end, 5 as a root of page tables, 6 as a page table, 7 as a stack when an
+//! exception comes, 8 as a table of segments.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 guest_kernel::entry!(guest);
@@ -157,7 +158,28 @@ fn guest(start_info: u32) -> u32 {
         }
         5 => {
             // SAFETY: none: what is there maps nothing. The machine does not come back.
-            unsafe { asm!("mov cr3, {0}", "2: jmp 2b", in(reg) ADDRESS, options(noreturn)) };
+            unsafe { asm!("mov cr3, {0}", "ud2", in(reg) ADDRESS, options(noreturn)) };
+        }
+        7 => {
+            test_guests::traps::install();
+            let stack = ADDRESS + HEAD_SIZE / 2;
+            // SAFETY: none: what the exception leaves on the stack vanishes, and its handler returns to
+            // nowhere.
+            unsafe { asm!("mov rsp, {0}", "ud2", "ud2", in(reg) stack, options(noreturn)) };
+        }
+        8 => {
+            // The descriptor that is all ones, behind the reasons: a segment, already accessed.
+            let mut pointer = [0_u8; 10];
+            pointer[..2].copy_from_slice(&(HEAD_SIZE as u16 - 1).to_le_bytes());
+            pointer[2..].copy_from_slice(&ADDRESS.to_le_bytes());
+            // SAFETY: in 64-bit mode a data segment's base and limit mean nothing; our own table and
+            // segment are back before anything else is loaded, and no interrupt can come.
+            unsafe {
+                asm!("push 0", "push 0", "sgdt [rsp]", "lgdt [{0}]", "mov {1:e}, ds",
+                    "mov {2:e}, 0x800", "mov ds, {2:e}", "lgdt [rsp]", "mov ds, {1:e}",
+                    "add rsp, 16", in(reg) &raw const pointer, out(reg) _, out(reg) _);
+            }
+            unchanged();
         }
         _ => {
             // A counter as an entry of a page table: present, if it is odd. The CPU would note there
@@ -176,13 +198,14 @@ fn guest(start_info: u32) -> u32 {
             // SAFETY: nobody uses the first page of RAM, which is mapped one to one.
             unsafe { asm!("mov qword ptr [{0}], 0x81", in(reg) 0_u64, options(nostack)) };
             let at = head.records + row * head.row_stride;
-            link(2, (ADDRESS + at & !0xFFF) | 3);
-            let address = 2_u64 << 39 | (at & 0xFFF) / 8 << 30;
+            link(2, ((ADDRESS + at) & !0xFFF) | 3);
+            let address = 2_u64 << 39 | (((at & 0xFFF) / 8) << 30);
             let value: u64;
             // SAFETY: a load, by way of a counter: wherever it leads, it changes nothing.
             unsafe { asm!("mov {1}, [{0}]", in(reg) address, out(reg) value, options(nostack)) };
-            // The CPU has noted there that it used it, and that is RAM.
-            check_eq(53, value & !0x60, 0x81, "what it leads to");
+            // Not necessarily what the tables lead to: KVM on VT-x, which emulates the load because the
+            // entry cannot be marked, reads the entry itself where its offset is the address's.
+            let _ = value;
             unchanged();
         }
     }

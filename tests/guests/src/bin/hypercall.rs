@@ -285,7 +285,7 @@ mod target {
     fn page_msr() {
         static PAGE: [core::sync::atomic::AtomicU64; 1024] =
             [const { core::sync::atomic::AtomicU64::new(0x5A5A_5A5A) }; 1024];
-        let page = (&raw const PAGE) as u64 + 4095 & !4095;
+        let page = ((&raw const PAGE) as u64 + 4095) & !4095;
         let addresses = [
             page,
             page | 1,

@@ -58,7 +58,8 @@ pub(super) fn answer(labs: &[Evidence]) -> Answered {
         } else {
             vmx(&mut answered, lab, survey);
         }
-        if let Some(of) = &survey.svm {
+        // Of another vendor's CPU it says that there is nothing.
+        if let Some(of) = survey.svm.as_ref().filter(|_| survey.host.kvm == "amd") {
             svm(&mut answered, lab, of);
         }
     }

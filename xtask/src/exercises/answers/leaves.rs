@@ -449,6 +449,64 @@ fn export(answered: &mut Answered, variant: &Variant, asked: &Asked<'_>) {
 mod tests {
     use super::*;
 
+    /// What a guest prints that is answered as the interface says: 5 exits of 10 CPUID alone.
+    fn console(variant: &Variant, wrong: Option<(u32, u32)>) -> String {
+        let leaves = variant.layout;
+        let mut text = String::new();
+        let mut line = |leaf: u32, ecx: u32, registers: [u32; 4]| {
+            let [a, b, c, d] = registers;
+            text += &format!("[leaves] CPUID(0x{leaf:08X}, {ecx}): ");
+            text += &format!("EAX {a:08X} EBX {b:08X} ECX {c:08X} EDX {d:08X}\n");
+        };
+        line(leaves.total_exits, 0, [5, 0, 0, 0]);
+        for ecx in 0..=90 {
+            let edx = match wrong {
+                Some((number, edx)) if number == ecx => edx,
+                _ if variant.is_undefined(ecx) => UNDEFINED,
+                _ => 0,
+            };
+            line(
+                leaves.exits_of,
+                ecx,
+                [if ecx == 10 { 5 } else { 0 }, 0, 0, edx],
+            );
+        }
+        line(leaves.total_exits, 0, [7, 0, 0, 0]);
+        text
+    }
+
+    fn failures(wrong: Option<(u32, u32)>) -> Vec<String> {
+        use super::super::super::fixtures::{accounts, lab, profile};
+        let mut evidence = lab("AMD lab");
+        for variant in &VARIANTS {
+            let console = console(variant, wrong);
+            let profile = profile("nested", &accounts(&[]), &[]);
+            evidence = evidence.with(Paging::Nested, variant.run, &console, profile);
+        }
+        let answered = answer(&[evidence]);
+        let failures = answered.failures();
+        failures
+            .map(|check| check.failed.clone().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn wrong_answers_are_found() {
+        assert_eq!(failures(None), Vec::<String>::new());
+        // Defined and answered as undefined, in every layout and edition; undefined and answered as
+        // not enabled; neither one nor the other.
+        for (wrong, found) in [
+            ((10, UNDEFINED), 4),
+            ((35, 0), 4),
+            ((35, 1), 4),
+            ((65, 0), 2),
+        ] {
+            let undefined = failures(Some(wrong));
+            let undefined = undefined.iter().filter(|f| f.contains("otherwise for"));
+            assert!(undefined.count() >= found, "{wrong:?}");
+        }
+    }
+
     #[test]
     fn numbers_as_ranges() {
         assert_eq!(ranges(&[]), "");

@@ -272,3 +272,62 @@ fn export(answered: &mut Answered, lab: &str, log: &[Record]) {
     }
     answered.figures.insert(lab.to_owned(), json!(log));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fixtures::{accounts, lab, profile};
+    use super::*;
+
+    /// A log of a boot and five queries, each of which adds so many exits of reason 0.
+    fn console(growth: [i64; 5]) -> String {
+        let mut text = "workload cpuid: exactly 1000 exits of reason 10 CPUID\n\
+             workload pio: exactly 500 exits of reason 30 I/O instruction\n\
+             workload hlt: exactly 20 exits of reason 12 HLT\n"
+            .to_owned();
+        let mut line = |label: &str, exits: i64, reasons: &str| {
+            text += &format!("[exit-log] {label:<12} CPUID(0x4FFFFFFF), exits= {exits}");
+            text += ", cycles spent in exit= 9\n";
+            text += &format!("[exit-log] {label:<12}   {reasons}\n");
+        };
+        line("devices", 100, "0 exception or NMI 100 +100");
+        line(
+            "workload",
+            1100,
+            "10 CPUID 1000 +1000 · 0 exception or NMI 100 +0",
+        );
+        let mut zeros = 100;
+        for (number, growth) in (1..).zip(growth) {
+            zeros += growth;
+            let reasons = format!("10 CPUID 1000 +0 · 0 exception or NMI {zeros} {growth:+}");
+            line(&format!("query {number}"), 1000 + zeros, &reasons);
+        }
+        text
+    }
+
+    fn answered(growth: [i64; 5]) -> Answered {
+        let profile = profile("nested", &accounts(&[]), &[]);
+        let console = console(growth);
+        answer(&[lab("AMD lab").with(Paging::Nested, "queries", &console, profile)])
+    }
+
+    #[test]
+    fn growth_and_its_steadiness() {
+        let steady = answered([25; 5]);
+        assert_eq!(steady.failures().count(), 0, "{steady:#?}");
+        insta::assert_snapshot!(format!("{:#?}", steady.body));
+        let boots = console::boots(&console([25, 25, 26, 25, 25]));
+        let words = steadiness("AMD", &boots[0]);
+        assert!(
+            words.contains("the 5 queries add 25 to 26 exits each; "),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn a_count_that_shrinks_is_found() {
+        let answered = answered([25, 25, -1, 25, 25]);
+        let failures: Vec<_> = answered.failures().collect();
+        assert_eq!(failures.len(), 1, "{failures:?}");
+        assert_eq!(failures[0].expected, "no count ever shrinks");
+    }
+}
