@@ -246,7 +246,7 @@ fn check_header(header: &setup_header, bytes: u64) -> Result<(), BzError> {
             "an address of {place:#x} aligned to {align:#x}"
         )));
     }
-    if place < layout::HIGH_START || place >= layout::HOLE_START {
+    if !(layout::HIGH_START..layout::HOLE_START).contains(&place) {
         return Err(damaged(format!("an address of {place:#x}")));
     }
     Ok(())

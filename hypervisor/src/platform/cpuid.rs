@@ -2,7 +2,7 @@
 //!
 //! | leaf | change |
 //! |---|---|
-//! | 1 | EBX\[31:24\] = APIC ID; ECX\[24\] TSC deadline timer, ECX\[31\] hypervisor present; EDX\[12\] MTRR off: all memory is write-back, whatever they say, and reading them costs a boot 40 exits |
+//! | 1 | EBX\[31:24\] = APIC ID; ECX\[24\] TSC deadline timer, ECX\[31\] hypervisor present; EDX\[12\] MTRR off: KVM maps all memory as write-back whatever they say, and Linux reads 39 of them |
 //! | 7.0 | ECX\[16\] LA57 off: gates are checked as 48-bit addresses |
 //! | 0xB, 0x1F | EDX = x2APIC ID |
 //! | 0x40000001 | EAX\[7, 11, 13, 16, 17\] off while hypercalls are passed on to the VMM |
