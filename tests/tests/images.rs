@@ -100,10 +100,16 @@ fn unreadable() {
 #[test]
 fn other_formats() {
     refused_bytes(b"", "is empty");
-    refused_bytes(b"M", "is not an ELF file (starts with 4d)");
-    refused_bytes(b"MZ\x90\0 a PE file", "is not an ELF file");
-    refused_bytes(b"\x7fELG", "is not an ELF file");
-    refused_bytes(&[0; 70_000], "is not an ELF file");
+    refused_bytes(
+        b"M",
+        "is neither an ELF file nor a bzImage (starts with 4d)",
+    );
+    refused_bytes(
+        b"MZ\x90\0 a PE file",
+        "is neither an ELF file nor a bzImage",
+    );
+    refused_bytes(b"\x7fELG", "is neither an ELF file nor a bzImage");
+    refused_bytes(&[0; 70_000], "is neither an ELF file nor a bzImage");
     refused_bytes(&patched(CLASS, &[1]), "is a 32-bit ELF image");
     refused_bytes(&patched(CLASS, &[3]), "truncated or damaged");
     // EM_AARCH64, EM_386.
@@ -280,7 +286,7 @@ fn firmware() {
     run.expect_one_line(&["firmware /nowhere/fw cannot be read: No such file"]);
     let text = file(folder.path(), "text", b"just text");
     for (bad, why) in [
-        (text.as_path(), "is not an ELF file"),
+        (text.as_path(), "is neither an ELF file nor a bzImage"),
         (folder.path(), "is not a regular file"),
         (Path::new("/dev/null"), "is not a regular file"),
     ] {
@@ -413,4 +419,9 @@ fn a_bzimage_is_checked_whole() {
     let kernel = linux().write(folder.path());
     let run = run(&["run", "--kernel", arg(&kernel), "--boot", "pvh"]).expect_status(INPUT);
     run.expect_one_line(&["has no PVH entry", "leave out --boot pvh"]);
+    // In the place of a firmware, too.
+    let silent = silent().write(folder.path());
+    let options = ["run", "--kernel", arg(&silent), "--firmware", arg(&kernel)];
+    let run = black_box::run(&options).expect_status(INPUT);
+    run.expect_one_line(&["firmware", "has no PVH entry", "give it as --kernel"]);
 }

@@ -117,7 +117,7 @@ pub enum ElfError {
     #[error(transparent)]
     BzImage(#[from] BzError),
     /// A bzImage is to be entered as it cannot be.
-    #[error("is a bzImage, which has no PVH entry: leave out --boot pvh")]
+    #[error("is a bzImage, which has no PVH entry: give it as --kernel, and leave out --boot pvh")]
     BzByPvh,
 }
 
