@@ -112,7 +112,14 @@ fn the_documented_tree_is_the_real_one() {
     let folder = dumped(&[]);
     let dts = tool(folder.path(), "dtc", &["-I", "dtb", "-O", "dts", "m.dtb"]);
     // Other versions of dtc write numbers with other widths.
-    let plain = |line: &str| line.trim().replace("<0x0", "<0x").replace(" 0x0", " 0x");
+    let plain = |line: &str| {
+        let line = line.trim().replace("<0x0", "<0x").replace(" 0x0", " 0x");
+        // The exit page's size is that of the records of who writes it: another on software KVM.
+        match line.split_once(" 0xd1000000 ") {
+            Some((start, _)) => format!("{start} 0xd1000000"),
+            None => line,
+        }
+    };
     let mut lines = dts.lines().map(plain);
     for line in excerpt.lines().map(plain) {
         assert!(lines.any(|real| real == line), "{line:?} is not in {dts}");
