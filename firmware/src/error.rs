@@ -59,6 +59,8 @@ pub enum Error {
     OverModule(u64, u64, u64),
     /// Notes that publish gates no one could arm.
     GateNote(&'static str),
+    /// A bzImage that cannot be booted.
+    BzImage(&'static str),
     /// The gate port refused a gate.
     Gate(u64, Outcome),
 }
@@ -75,6 +77,7 @@ impl Error {
             Self::Tree(_) | Self::TreeSize(_) => status::DEVICE_TREE,
             Self::NoKernel => status::NO_KERNEL,
             Self::NotElf(_) | Self::Class(_) | Self::OtherMachine(_) => status::KERNEL_FORMAT,
+            Self::BzImage(_) => status::KERNEL_FORMAT,
             Self::Damaged(_) => status::KERNEL_DAMAGED,
             Self::NoPvh => status::NO_PVH_NOTE,
             Self::Entry(_) => status::KERNEL_ENTRY,
@@ -118,7 +121,7 @@ impl fmt::Display for Error {
             Self::NoKernel => f.write_str("there is no module to boot"),
             Self::NotElf([a, b, c, d]) => write!(
                 f,
-                "the kernel is not an ELF file (starts with {a:02x} {b:02x} {c:02x} {d:02x})"
+                "the kernel is neither an ELF file nor a bzImage (starts with {a:02x} {b:02x} {c:02x} {d:02x})"
             ),
             Self::Class(1) => f.write_str("the kernel is a 32-bit ELF image: build it for x86-64"),
             Self::Class(class) => write!(f, "the kernel is an ELF image of class {class}"),
@@ -126,6 +129,7 @@ impl fmt::Display for Error {
                 f,
                 "the kernel is an ELF image for machine {machine}, not for x86-64 (62)"
             ),
+            Self::BzImage(why) => write!(f, "the kernel {why}"),
             Self::Damaged(why) => write!(f, "the kernel is truncated or damaged: {why}"),
             Self::NoPvh => f.write_str("the kernel has no PVH note (owner Xen, type 18)"),
             Self::Entry(entry) => write!(

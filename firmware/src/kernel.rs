@@ -200,6 +200,11 @@ fn check_segment(
     if header.p_paddr.checked_add(header.p_memsz).is_none() {
         return Err(Error::Damaged("a segment reaches beyond the address space"));
     }
+    check_place(start, end, ram, taken)
+}
+
+/// Checks that something can be loaded to `start..end`.
+pub(crate) fn check_place(start: u64, end: u64, ram: &Ram<'_>, taken: &Taken) -> Result<(), Error> {
     if start < LOWEST {
         return Err(Error::TooLow(start, end));
     }
@@ -346,7 +351,7 @@ mod tests {
         let at = |segments: &[(u64, u64)]| error(&image(segments, &[PVH]));
         let of = |notes: &[(&[u8], u32, &[u8])]| error(&image(&[(0x10_0000, 32)], notes));
         for (message, expected) in [
-            (error(b""), "not an ELF file"),
+            (error(b""), "neither an ELF file nor a bzImage"),
             (error(b"MZ"), "starts with 4d 5a 00 00"),
             (error(b"\x7fELF"), "ends within its header"),
             (with(4, 1), "32-bit"),

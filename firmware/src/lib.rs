@@ -13,6 +13,7 @@ mod fixtures;
 pub mod gates;
 pub mod hand_over;
 pub mod kernel;
+pub mod linux;
 pub mod log;
 pub mod modules;
 pub mod ram;

@@ -1,6 +1,6 @@
 //! The modules: which is the kernel, which the device tree (Xen's `hvm_modlist_entry`).
 
-use exit_abi::devicetree::{KERNEL_MODULE, MODULE};
+use exit_abi::devicetree::{INITRD_MODULE, KERNEL_MODULE, MODULE};
 
 use crate::arch::memory::Physical;
 use crate::error::Error;
@@ -87,6 +87,11 @@ impl<'m> Modules<'m> {
             Some(first) if first.start < first.end && !first.is(MODULE) => Ok(0),
             _ => Err(Error::NoKernel),
         }
+    }
+
+    /// The initial RAM disk, if there is one.
+    pub fn initrd(&self) -> Option<&Module<'m>> {
+        self.all().iter().find(|m| m.is(INITRD_MODULE))
     }
 
     /// The device tree, if there is one.

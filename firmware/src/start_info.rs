@@ -33,7 +33,7 @@ pub(crate) fn wide(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// Four of them.
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn word(bytes: &[u8], at: usize) -> u32 {
     wide(bytes, at) as u32
 }
 

@@ -6,6 +6,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit_abi::reason::Edition;
 
+use crate::boot::Protocol;
 use crate::config::{
     self, Config, ConfigError, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset,
     TimeLimit,
@@ -16,6 +17,7 @@ use crate::exits::source::open::KernelWish;
 use crate::memory::prefault::Prefault;
 use crate::memory::{HUGE_PAGE, Pages};
 use crate::platform::dump::Dump;
+use crate::platform::irqchip;
 use crate::profile::limit::Limits;
 
 /// A tiny KVM hypervisor whose product is knowledge: what a boot costs in VM exits.
@@ -241,9 +243,12 @@ pub struct VmArgs {
     /// Firmware to boot through, an ELF with PVH entry; it finds the kernel as its first module
     #[arg(long, value_name = "FILE|none", default_value = "none")]
     pub firmware: PathBuf,
-    /// Kernel, an ELF with PVH entry
+    /// Kernel: an ELF with PVH entry, or Linux (bzImage or vmlinux)
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
+    /// Protocol by which the kernel is entered
+    #[arg(long, value_enum, value_name = "PROTOCOL", default_value = "auto")]
+    pub boot: Protocol,
     /// Initial RAM disk, handed over as a module
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
@@ -309,6 +314,10 @@ pub struct VmArgs {
     /// Where tracefs is mounted, which the kernel-side ledger reads [default: a usual place]
     #[arg(long, value_name = "DIR")]
     pub tracefs: Option<PathBuf>,
+    /// Interrupt controllers: KVM's, with 24 pins, or local APICs alone and an IOAPIC of only the pins
+    /// that are wired, which saves Linux exits (auto: this for Linux)
+    #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
+    pub irqchip: irqchip::Wish,
     /// How hypercalls arrive: auto, xen (KVM passes every VMCALL on, where it can) or gate (a
     /// breakpoint on a registered instruction)
     #[arg(
@@ -421,6 +430,7 @@ impl VmArgs {
         Ok(Config {
             firmware: (self.firmware.as_os_str() != "none").then_some(self.firmware),
             kernel,
+            boot: self.boot,
             initrd: self.initrd,
             cmdline: self.cmdline,
             memory: self.memory,
@@ -435,6 +445,7 @@ impl VmArgs {
                 level: self.ledger.0,
                 tracefs: self.tracefs,
             },
+            irqchip: self.irqchip,
             hypercall: self.hypercall,
             exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,

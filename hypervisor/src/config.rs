@@ -8,6 +8,7 @@ use exit_abi::leaf::Layout;
 use exit_abi::reason::Edition;
 use thiserror::Error;
 
+use crate::boot::Protocol;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::kernel::Level;
 use crate::exits::source::open::KernelWish;
@@ -15,6 +16,7 @@ use crate::layout;
 use crate::memory::prefault::Prefault;
 use crate::memory::{self, Pages};
 use crate::platform::dump::Dump;
+use crate::platform::irqchip;
 
 /// Most vCPUs: what 8-bit xAPIC identifiers can name.
 pub const MAX_CPUS: u32 = 254;
@@ -306,6 +308,8 @@ pub struct Config {
     pub firmware: Option<PathBuf>,
     /// Kernel.
     pub kernel: PathBuf,
+    /// By which protocol it is entered.
+    pub boot: Protocol,
     /// Initial RAM disk, handed over as a module.
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
@@ -328,6 +332,8 @@ pub struct Config {
     pub edition: Edition,
     /// What is wanted of the kernel-side ledger.
     pub kernel_ledger: KernelWish,
+    /// Which interrupt controllers the machine has.
+    pub irqchip: irqchip::Wish,
     /// How hypercalls are to arrive.
     pub hypercall: Wish,
     /// Show the guest its exit page, where that is possible.

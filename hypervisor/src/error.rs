@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::boot::elf::ElfError;
+use crate::boot::linux::LinuxError;
 use crate::boot::pvh::PvhError;
 use crate::config::ConfigError;
 use crate::memory::MemoryError;
@@ -50,6 +51,9 @@ pub enum Error {
     /// The hand-over.
     #[error(transparent)]
     Pvh(#[from] PvhError),
+    /// Linux's hand-over.
+    #[error(transparent)]
+    Linux(#[from] LinuxError),
     /// The machine's descriptions.
     #[error(transparent)]
     Platform(#[from] PlatformError),
@@ -81,7 +85,8 @@ impl Error {
             Self::Image { .. } => status::INPUT,
             Self::Pvh(PvhError::NoRoom { .. } | PvhError::Module { .. }) => status::INPUT,
             Self::Kvm { .. } | Self::Memory(_) | Self::Host { .. } => status::HOST,
-            Self::Pvh(_) | Self::Platform(_) => status::INTERNAL,
+            Self::Linux(LinuxError::Random(_)) => status::HOST,
+            Self::Pvh(_) | Self::Linux(_) | Self::Platform(_) => status::INTERNAL,
             Self::Paging(_) => status::DATA,
             Self::Load(error) => error.status(),
             Self::Save(error) => error.status(),

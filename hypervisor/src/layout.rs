@@ -5,6 +5,8 @@
 //!             │ low RAM                   │
 //! 0x0000_6000 │   PVH start info          │
 //! 0x0000_7000 │   memory map, module list │
+//! 0x0000_8000 │   Linux's zero page       │
+//! 0x0000_9000 │   page tables, GDT, seed  │
 //! 0x0001_0000 │   command line            │
 //! 0x0002_0000 │   window for a firmware   │
 //! 0x0008_0000 │   device tree             │
@@ -38,6 +40,15 @@ pub const MODULE_NAMES: u64 = 0x7C00;
 pub const MODULE_NAME_SIZE: usize = 32;
 /// Most modules: as many as the list has room for (an entry has 32 bytes), and as many names.
 pub const MODULES_MAX: usize = 32;
+/// `boot_params` (Linux's boot protocol), for a kernel that is entered by it.
+pub const ZERO_PAGE: u64 = 0x8000;
+/// The page tables at the entry by that protocol: one of the top level, one of pointers, and a
+/// directory for each GiB. The kernel leaves them for its own within its first instructions.
+pub const PAGE_TABLES: u64 = 0x9000;
+/// The segment descriptors at that entry.
+pub const GDT: u64 = 0xF000;
+/// Linux's list of `setup_data`: the random seed.
+pub const SETUP_DATA: u64 = 0xF100;
 /// Kernel command line, NUL-terminated.
 pub const CMDLINE: u64 = 0x1_0000;
 /// Room for the command line, NUL included: what x86 Linux accepts (COMMAND_LINE_SIZE).
@@ -165,6 +176,19 @@ pub fn ranges(memory: u64) -> Vec<Range> {
             names_end,
             "the modules' command lines",
         ),
+        page(
+            "zero page",
+            ZERO_PAGE,
+            "Linux's boot_params; RSI points here at its 64-bit entry",
+        ),
+        range(
+            "page tables",
+            PAGE_TABLES,
+            GDT,
+            "at that entry: 4 GiB, mapped to themselves",
+        ),
+        range("segments", GDT, SETUP_DATA, "at that entry: the GDT"),
+        range("setup data", SETUP_DATA, CMDLINE, "Linux's: a random seed"),
         range(
             "command line",
             CMDLINE,

@@ -23,6 +23,7 @@ use kvm_bindings::{
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::devices::absent;
 use crate::devices::console::Console;
 use crate::devices::control::{Cause, Control};
 use crate::devices::ports::{Ports, Request};
@@ -35,7 +36,9 @@ use crate::exits::milestone::{Clocks, Milestones, Name};
 use crate::exits::page::{ExitPage, Recorder};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
+use crate::layout;
 use crate::memory::Ram;
+use crate::platform::irqchip::Wired;
 use crate::profile::KvmKind;
 
 /// Bits of RFLAGS (SDM vol. 1, 3.4.3).
@@ -71,6 +74,8 @@ pub struct Shared {
     pub milestones: Milestones,
     /// COM1.
     pub com1: Mutex<Com1>,
+    /// The IOAPIC, where it is not KVM's.
+    pub ioapic: Option<Wired>,
     /// How the run ends.
     pub control: Arc<Control>,
     /// Which leaf asks what.
@@ -98,6 +103,13 @@ pub struct Shared {
 impl Shared {
     fn com1(&self) -> MutexGuard<'_, Com1> {
         self.com1.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The IOAPIC, and the offset in its page, if that is where this address is.
+    fn ioapic_at(&self, address: u64) -> Option<(&Wired, u64)> {
+        let offset = address.checked_sub(layout::IO_APIC)?;
+        (offset < 0x1000).then_some(())?;
+        Some((self.ioapic.as_ref()?, offset))
     }
 
     /// When the VM started: now, if it had not.
@@ -438,13 +450,24 @@ impl Vcpu {
                 };
                 done(Reason::IO, io.owner(), Action::Io(io))
             }
-            Ok(VcpuExit::MmioRead(_, data)) => {
-                // Nothing is there; zeros end probing soonest.
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                // Elsewhere is nothing; zeros end probing soonest.
                 data.fill(0);
+                if let Some((ioapic, offset)) = self.shared.ioapic_at(address) {
+                    ioapic.read(offset, data);
+                }
                 done(Reason::EPT_MISCONFIG, Owner::Guest, Action::Continue)
             }
-            Ok(VcpuExit::MmioWrite(..)) => {
-                done(Reason::EPT_MISCONFIG, Owner::Guest, Action::Continue)
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                let written = match self.shared.ioapic_at(address) {
+                    Some((ioapic, offset)) => ioapic.write(offset, data),
+                    None => Ok(()),
+                };
+                let action = match written {
+                    Ok(()) => Action::Continue,
+                    Err(error) => Action::Finish(Cause::Kvm(error.to_string())),
+                };
+                done(Reason::EPT_MISCONFIG, Owner::Guest, action)
             }
             Ok(VcpuExit::Debug(arch)) => {
                 let gated = gate::slot_hit(&self.slots, arch.dr6, arch.pc).is_some();
@@ -622,13 +645,15 @@ impl Vcpu {
                 Request::Reset => self.finish(Cause::Reset),
                 Request::OwnSection(opens) => self.own_section(opens),
             },
+            _ if absent::resets(port, access) => self.finish(Cause::Reset),
             _ => {}
         }
     }
 
     fn port_read(&mut self, port: u16, access: &mut [u8]) {
-        // Where no device decodes a port the bus floats high.
-        access.fill(0xFF);
+        for (offset, byte) in (0..).zip(access.iter_mut()) {
+            *byte = absent::read(port.wrapping_add(offset));
+        }
         match port {
             port::COM1..=COM1_LAST => {
                 let mut com1 = self.shared.com1();

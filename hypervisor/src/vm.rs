@@ -15,12 +15,14 @@ use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_REGS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::elf::{self, Image, Role};
 use crate::boot::files::Files;
+use crate::boot::kernel::Kernel;
+use crate::boot::linux::HandOver;
 use crate::boot::pvh::{self, Module};
+use crate::boot::{Entry, Protocol, arguments};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
 use crate::devices::control::Control;
@@ -128,9 +130,6 @@ fn prepare(vm: &VmFd, kvm_kind: KvmKind, wish: Wish) -> Result<Mechanism, Error>
         .map_err(kvm_error("an identity map"))?;
     vm.set_tss_address(layout::TSS as usize)
         .map_err(kvm_error("a TSS address"))?;
-    vm.create_irq_chip()
-        .map_err(kvm_error("an in-kernel irqchip"))?;
-    irqchip::mask_8259s(vm).map_err(kvm_error("masking the 8259s"))?;
     if kvm_kind == KvmKind::Software {
         // There a stray VMCALL would hang in KVM_RUN while KVM tries to patch it; without this
         // quirk it is #UD. Not every kernel has the capability: then the time limit must do.
@@ -169,21 +168,8 @@ fn create_vcpu(
     Ok(fd)
 }
 
-/// Sets the boot vCPU to the PVH entry; the others wait for their start-up IPI.
-fn set_entry(fd: &VcpuFd, entry: u32) -> Result<(), Error> {
-    let mut sregs = fd
-        .get_sregs()
-        .map_err(kvm_error("reading segment registers"))?;
-    pvh::set_system_registers(&mut sregs);
-    fd.set_sregs(&sregs)
-        .map_err(kvm_error("segment registers at entry"))?;
-    fd.set_regs(&pvh::registers(entry))
-        .map_err(kvm_error("registers at entry"))
-}
-
 /// What was loaded where.
 struct Boot {
-    entry: u32,
     /// Each with what stands there.
     gates: Vec<(Gate, [u8; 3])>,
     names: BTreeMap<u32, String>,
@@ -200,7 +186,15 @@ fn image_error(role: &'static str, path: &Path) -> impl FnOnce(elf::ElfError) ->
 
 /// What the guest is told of the machine besides what the configuration says.
 #[derive(Clone, Copy)]
-struct Told {
+struct Told<'a> {
+    /// Where what is loaded is entered.
+    entry: Entry,
+    /// The kernel's command line.
+    cmdline: &'a str,
+    /// The highest address that a byte of the initial RAM disk may have.
+    initrd_max: u64,
+    /// Which interrupt controllers there are.
+    irqchip: irqchip::Kind,
     /// Frequency of the local APICs' timer.
     timer_hz: u32,
     /// How often the machine has been reset.
@@ -214,17 +208,17 @@ struct Told {
 fn load(
     config: &Config,
     memory: &Memory,
-    mut image: Image,
+    mut image: Kernel,
     files: &mut Files,
-    told: Told,
+    told: Told<'_>,
 ) -> Result<Boot, Error> {
     let role = match config.firmware {
         Some(_) => Role::Firmware,
         None => Role::Kernel,
     };
-    let path = image.path.clone();
+    let path = image.path().to_owned();
     image
-        .load(memory, role, &[])
+        .load(memory, role, told.cmdline)
         .map_err(image_error(role.name(), &path))?;
     // Modules lie above the image and above the hole at 640 KiB.
     let floor = image.end().max(layout::HIGH_START);
@@ -238,6 +232,9 @@ fn load(
     let initrd = config.initrd.as_deref().map(|path| (INITRD_MODULE, path));
     for (role, path) in kernel.into_iter().chain(initrd) {
         let (mut file, bytes) = files.open(path).map_err(image_error(role, path))?;
+        if role == INITRD_MODULE {
+            room.1 = room.1.min(told.initrd_max.saturating_add(1));
+        }
         let module = pvh::load_module(memory, &mut file, bytes, role, room)?;
         room.1 = module.start;
         modules.push(module);
@@ -252,7 +249,8 @@ fn load(
     let machine = Machine {
         memory: config.memory.bytes(),
         cpus: config.cpus.get(),
-        cmdline: &config.cmdline,
+        cmdline: told.cmdline,
+        irqchip: told.irqchip,
         initrd,
         leaves: config.leaves.layout,
         timer_hz: told.timer_hz,
@@ -273,19 +271,17 @@ fn load(
     }
     modules.push(described.module());
     let rsdp = described.acpi.rsdp.address;
-    pvh::write(memory, &config.cmdline, &modules, rsdp, told.exit_page)?;
-    let Image { entry, bytes, .. } = image;
-    let gates = std::mem::take(&mut image.gates);
-    let gates = gates.into_iter().map(|gate| {
-        let mut bytes = [0; 3];
-        if let Some(at) = image.physical(gate.address) {
-            // Outside memory there is no instruction; what is there later is found at the gate.
-            let _ = memory.read_slice(&mut bytes, GuestAddress(at));
-        }
-        (gate, bytes)
-    });
-    let gates = gates.collect();
-    let mut names = std::mem::take(&mut image.names);
+    pvh::write(memory, told.cmdline, &modules, rsdp, told.exit_page)?;
+    let hand_over = HandOver {
+        cmdline: told.cmdline,
+        initrd,
+        rsdp,
+        exit_page: told.exit_page,
+    };
+    image.hand_over(told.entry, memory, &hand_over)?;
+    let bytes = image.bytes();
+    let gates = image.take_gates(memory);
+    let mut names = image.take_names();
     if role == Role::Firmware
         && let Ok(kernel) = Image::open(&config.kernel, files)
     {
@@ -303,7 +299,6 @@ fn load(
         },
     );
     Ok(Boot {
-        entry,
         gates,
         names,
         images,
@@ -318,6 +313,21 @@ fn console_file(target: ConsoleTarget) -> io::Result<File> {
         ConsoleTarget::Stderr => io::stderr().as_fd().try_clone_to_owned()?,
     };
     Ok(fd.into())
+}
+
+/// The kernel behind a firmware. Whether it can be booted is the firmware's to say.
+fn behind(config: &Config, held: &mut Held) -> Option<Kernel> {
+    config.firmware.as_ref()?;
+    Kernel::open(&config.kernel, &mut held.files).ok()
+}
+
+/// Software KVM runs small guests: in Linux it hangs, which is no way to say so.
+fn refuse_linux(config: &Config) -> Error {
+    Error::NoKvm(format!(
+        "kernel {} is Linux, which does not run on this machine's software KVM (kvm_pvm): boot it in \
+         a lab, `cargo xtask run --on amd-lab …`, or where there is kvm_intel or kvm_amd",
+        config.kernel.display()
+    ))
 }
 
 /// Makes the exit page, if it is wanted and possible, and gives it to the VM. Its counters begin at
@@ -366,12 +376,29 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         Some(firmware) => ("firmware", firmware.as_path()),
         None => ("kernel", config.kernel.as_path()),
     };
-    let image = Image::open(path, &mut held.files).map_err(image_error(role, path))?;
+    let image = Kernel::open(path, &mut held.files).map_err(image_error(role, path))?;
     if let Some(total) = memory::host_total() {
         config.memory.within(total)?;
     }
 
     let kind = host::kvm_kind();
+    // A firmware is entered by PVH; how it enters the kernel is its own business.
+    let wish = match config.firmware {
+        Some(_) => Protocol::Pvh,
+        None => config.boot,
+    };
+    let entry = image.entry(wish).map_err(image_error(role, path))?;
+    let behind = behind(config, held);
+    let kernels = || std::iter::once(&image).chain(&behind);
+    let linux = kernels().any(Kernel::is_linux);
+    let initrd_max = kernels().map(Kernel::initrd_max).min().unwrap_or(u64::MAX);
+    if linux && kind == KvmKind::Software {
+        return Err(refuse_linux(config));
+    }
+    let cmdline = match linux {
+        true => arguments::with(&config.cmdline),
+        false => config.cmdline.clone(),
+    };
     let kvm = held.kvm(open_kvm)?;
     let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
     if config.cpus.get() > most {
@@ -383,6 +410,11 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     let memory = memory::map_of(config.pages, config.memory.bytes())?;
     memory::give_to_kvm(&fd, &memory)?;
     let hypercalls = prepare(&fd, kind, config.hypercall)?;
+    let irqchip = irqchip::create(&fd, config.irqchip, linux)?;
+    let ioapic = match irqchip {
+        irqchip::Kind::Kernel => None,
+        irqchip::Kind::Split => Some(irqchip::Wired::new(&kvm, &fd, irqchip)?),
+    };
     let kernel = held.kernel(config, kind).clone();
     let exit_page = exit_page(config, &fd, &kernel, resets)?;
 
@@ -413,6 +445,10 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     let told = Told {
+        entry,
+        cmdline: &cmdline,
+        initrd_max,
+        irqchip,
         timer_hz,
         resets,
         exit_page: exit_page.as_ref().map(|page| page.size()),
@@ -433,7 +469,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
     }
     let mut tsc_khz = 0;
     if let Some((boot_vcpu, _)) = fds.first() {
-        set_entry(boot_vcpu, boot.entry)?;
+        entry.set(boot_vcpu)?;
         tsc_khz = boot_vcpu.get_tsc_khz().unwrap_or(0).into();
     }
 
@@ -471,6 +507,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
         hypercalls,
         milestones: Milestones::new(boot.names),
         com1: Mutex::new(com1),
+        ioapic,
         control,
         layout: config.leaves.layout,
         edition: config.edition,

@@ -8,6 +8,7 @@ use exitvisor::{profile, status};
 
 const STATUSES: &str = include_str!("../../docs/exit-statuses.md");
 const PLATFORM: &str = include_str!("../../docs/platform.md");
+const LINUX: &str = include_str!("../../docs/linux.md");
 const FIRMWARE: &str = include_str!("../../docs/firmware.md");
 const INTERFACE: &str = include_str!("../../docs/guest-interface.md");
 const SCHEMA: &str = include_str!("../../docs/profile-schema.md");
@@ -69,6 +70,26 @@ fn the_firmwares_place() {
     for address in [start, end] {
         let shown = format!("0x{:04X}_{:04X}", address >> 16, address & 0xFFFF);
         assert!(FIRMWARE.contains(&shown), "{shown}");
+    }
+}
+
+#[test]
+fn what_linux_is_told() {
+    for (argument, why) in exitvisor::boot::arguments::ARGUMENTS {
+        assert!(has_row(LINUX, &format!("`{argument}`"), why), "{argument}");
+    }
+}
+
+#[test]
+fn ports_that_nobody_has() {
+    for (first, last, answer, why) in exitvisor::devices::absent::PORTS {
+        let ports = match first == last {
+            true => format!("{first:#x}"),
+            false => format!("{first:#x}–{last:#x}"),
+        };
+        let row = [&ports, &answer.to_string(), *why];
+        let found = rows(PLATFORM).iter().any(|cells| cells[..] == row);
+        assert!(found, "{row:?}");
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use exitvisor::profile::{KvmKind, Profile};
 
 pub mod accounts;
+pub mod bzimage;
 pub mod code;
 pub mod confined;
 pub mod elf;

@@ -6,6 +6,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use black_box::bzimage::{self, BzImage};
 use black_box::code::{hello, hello_firmware, silent};
 use black_box::elf::{BASE, CLASS, Elf, MACHINE, PHENTSIZE, PHNUM, PHOFF, SHOFF};
 use black_box::{Run, arg, command, file, finish, guest, needs_kvm, run, skip, unprivileged};
@@ -99,10 +100,16 @@ fn unreadable() {
 #[test]
 fn other_formats() {
     refused_bytes(b"", "is empty");
-    refused_bytes(b"M", "is not an ELF file (starts with 4d)");
-    refused_bytes(b"MZ\x90\0 a PE file", "is not an ELF file");
-    refused_bytes(b"\x7fELG", "is not an ELF file");
-    refused_bytes(&[0; 70_000], "is not an ELF file");
+    refused_bytes(
+        b"M",
+        "is neither an ELF file nor a bzImage (starts with 4d)",
+    );
+    refused_bytes(
+        b"MZ\x90\0 a PE file",
+        "is neither an ELF file nor a bzImage",
+    );
+    refused_bytes(b"\x7fELG", "is neither an ELF file nor a bzImage");
+    refused_bytes(&[0; 70_000], "is neither an ELF file nor a bzImage");
     refused_bytes(&patched(CLASS, &[1]), "is a 32-bit ELF image");
     refused_bytes(&patched(CLASS, &[3]), "truncated or damaged");
     // EM_AARCH64, EM_386.
@@ -279,7 +286,7 @@ fn firmware() {
     run.expect_one_line(&["firmware /nowhere/fw cannot be read: No such file"]);
     let text = file(folder.path(), "text", b"just text");
     for (bad, why) in [
-        (text.as_path(), "is not an ELF file"),
+        (text.as_path(), "is neither an ELF file nor a bzImage"),
         (folder.path(), "is not a regular file"),
         (Path::new("/dev/null"), "is not a regular file"),
     ] {
@@ -354,4 +361,67 @@ fn an_image_on_standard_input_is_not_waited_for() {
     command.stdin(std::process::Stdio::piped());
     let run = finish(command.spawn().unwrap()).expect_status(INPUT);
     run.expect_one_line(&["kernel /dev/stdin is not a regular file"]);
+}
+
+#[test]
+fn a_bzimage_is_checked_whole() {
+    let linux = BzImage::default;
+    let cases = [
+        (
+            linux().with(bzimage::MAGIC, b"HDRS"),
+            "boot sector without Linux's header",
+        ),
+        (
+            linux().with(bzimage::VERSION, &[6, 2]),
+            "protocol 2.06, older than 2.12",
+        ),
+        (linux().with(bzimage::LOADFLAGS, &[0]), "is a zImage"),
+        (
+            linux().with(bzimage::XLOADFLAGS, &[0x7E]),
+            "without 64-bit entry",
+        ),
+        (
+            linux().with(bzimage::BOOT_FLAG, &[0, 0]),
+            "damaged header: no 55 aa",
+        ),
+        (
+            linux().with(bzimage::SYSSIZE, &[0; 4]),
+            "damaged header: a kernel of 0 bytes",
+        ),
+        (
+            linux().with(bzimage::SYSSIZE, &[0xFF; 4]),
+            "truncated: its header tells of",
+        ),
+        (
+            linux().with(bzimage::SETUP_SECTS, &[0]),
+            "truncated: its header tells of",
+        ),
+        (
+            linux().with(bzimage::PAYLOAD_OFFSET, &[0xFF; 4]),
+            "damaged header: its payload reaches beyond its end",
+        ),
+        (
+            linux().with(bzimage::PREF_ADDRESS, &[0; 8]),
+            "an address of 0x0",
+        ),
+        (
+            linux().with(bzimage::PREF_ADDRESS, &[0xFF; 8]),
+            "aligned to 0x200000",
+        ),
+    ];
+    for (image, why) in cases {
+        refused_bytes(&image.0, why);
+    }
+    for length in [0x210, 0x250, 1024, 5119] {
+        refused_bytes(&linux().0[..length], "is truncated");
+    }
+    let folder = tempdir().unwrap();
+    let kernel = linux().write(folder.path());
+    let run = run(&["run", "--kernel", arg(&kernel), "--boot", "pvh"]).expect_status(INPUT);
+    run.expect_one_line(&["has no PVH entry", "leave out --boot pvh"]);
+    // In the place of a firmware, too.
+    let silent = silent().write(folder.path());
+    let options = ["run", "--kernel", arg(&silent), "--firmware", arg(&kernel)];
+    let run = black_box::run(&options).expect_status(INPUT);
+    run.expect_one_line(&["firmware", "has no PVH entry", "give it as --kernel"]);
 }

@@ -55,3 +55,59 @@ pub unsafe fn enter(entry: u32, start_info: u32) -> ! {
 pub unsafe fn enter(_: u32, _: u32) -> ! {
     guest_kernel::arch::cpu::stop()
 }
+
+/// Enters Linux at its 64-bit entry, with the address of its zero page in RSI: 64-bit mode, memory
+/// mapped one to one, interrupts off (linux/Documentation/arch/x86/boot.rst, "64-bit BOOT PROTOCOL").
+///
+/// # Safety
+///
+/// A kernel must stand at `entry`, and a zero page at `zero_page` that stays there; nothing of the
+/// firmware's but its page tables may be needed any more.
+#[cfg(target_os = "none")]
+pub unsafe fn enter_linux(entry: u64, zero_page: u64) -> ! {
+    use super::gdt::{BOOT_CS, BOOT_DS, LINUX_GDT};
+
+    // SAFETY: the caller's promise for what is jumped to; the page tables and the descriptors are
+    // statics that map and describe what they did before.
+    unsafe {
+        core::arch::asm!(
+            // As for PVH: an exception before the kernel has an IDT ends in a triple fault.
+            "push 0",
+            "push 0",
+            "lidt [rsp]",
+            // A pointer to the table: its limit in the upper two bytes of the first quadword.
+            "push {gdt}",
+            "shl {limit}, 48",
+            "push {limit}",
+            "lgdt [rsp + 6]",
+            "mov ds, {ds:e}",
+            "mov es, {ds:e}",
+            "mov fs, {ds:e}",
+            "mov gs, {ds:e}",
+            "mov ss, {ds:e}",
+            "push {cs}",
+            "push {entry}",
+            "xor ebp, ebp",
+            "xor edi, edi",
+            "xor ebx, ebx",
+            "retfq",
+            gdt = in(reg) LINUX_GDT.as_ptr(),
+            limit = in(reg) size_of_val(&LINUX_GDT) as u64 - 1,
+            ds = in(reg) u64::from(BOOT_DS),
+            cs = const BOOT_CS,
+            entry = in(reg) entry,
+            in("rsi") zero_page,
+            options(noreturn)
+        )
+    }
+}
+
+/// The host has no kernel to enter.
+///
+/// # Safety
+///
+/// None needed: it does nothing.
+#[cfg(not(target_os = "none"))]
+pub unsafe fn enter_linux(_: u64, _: u64) -> ! {
+    guest_kernel::arch::cpu::stop()
+}

@@ -16,6 +16,7 @@ use linux_loader::loader::{Elf, KernelLoader};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::bzimage::BzError;
 use super::files::Files;
 use crate::exits::gate::{Gate, GateKind, is_canonical};
 use crate::layout;
@@ -26,6 +27,9 @@ const SEGMENTS_MAX: usize = 256;
 const NOTES_MAX: u64 = 1 << 20;
 /// Largest image file: it is hashed whole, however few of its bytes are loaded.
 const FILE_MAX: u64 = 4 << 30;
+
+/// Owner of the notes that every Linux has (since 4.19: linux/init/version.c, BUILD_SALT).
+const LINUX_OWNER: &[u8] = b"Linux\0";
 
 /// Size of an ELF64 file header.
 const HEADER_SIZE: usize = 64;
@@ -46,7 +50,9 @@ pub enum ElfError {
     #[error("has {0} MiB: an image has at most {max} MiB", max = FILE_MAX >> 20)]
     TooLarge(u64),
     /// Some other format.
-    #[error("is not an ELF file (starts with {0}): give an ELF image with a PVH note")]
+    #[error(
+        "is neither an ELF file nor a bzImage (starts with {0}): give an ELF image with a PVH note, or Linux"
+    )]
     NotElf(String),
     /// 32-bit.
     #[error("is a 32-bit ELF image: build it for x86-64")]
@@ -104,6 +110,15 @@ pub enum ElfError {
     /// linux-loader refused it.
     #[error("cannot be loaded: {0}")]
     Load(#[source] linux_loader::loader::Error),
+    /// Its start is nowhere.
+    #[error("has its entry at {0:#x}, outside its own segments")]
+    Start(u64),
+    /// A bzImage that cannot be booted.
+    #[error(transparent)]
+    BzImage(#[from] BzError),
+    /// A bzImage is to be entered as it cannot be.
+    #[error("is a bzImage, which has no PVH entry: give it as --kernel, and leave out --boot pvh")]
+    BzByPvh,
 }
 
 /// What an image is: that decides where it may lie.
@@ -142,8 +157,12 @@ pub struct Image {
     pub path: PathBuf,
     /// Size of the file.
     pub bytes: u64,
-    /// PVH entry point.
-    pub entry: u32,
+    /// PVH entry point; only Linux may be without.
+    pub pvh: Option<u32>,
+    /// Entry point of the ELF header.
+    start: u64,
+    /// A note tells that it is Linux.
+    pub is_linux: bool,
     /// Where its segments go: (first byte, one past the last), sorted.
     pub segments: Vec<(u64, u64)>,
     /// Where it is linked: (first linear address, one past the last, first physical address).
@@ -162,6 +181,7 @@ fn damaged(what: impl ToString) -> ElfError {
 #[derive(Debug, Default)]
 struct Published {
     entry: Option<u32>,
+    is_linux: bool,
     gates: Vec<Gate>,
     names: BTreeMap<u32, String>,
 }
@@ -175,6 +195,8 @@ impl Published {
                 .first_chunk()
                 .ok_or_else(|| damaged("PVH note too short"))?;
             self.entry = Some(u32::from_le_bytes(*entry));
+        } else if is(LINUX_OWNER) {
+            self.is_linux = true;
         } else if is(note::OWNER) {
             match u32::try_from(n_type) {
                 Ok(note::CPUID_GATES) => self.add_gates(GateKind::Cpuid, desc)?,
@@ -307,20 +329,26 @@ impl Image {
                 }
             }
         }
+        let start = stream.ehdr.e_entry;
         drop(stream);
-        let entry = published.entry.ok_or(ElfError::NoPvh)?;
-        if !segments
-            .iter()
-            .any(|&(s, e)| (s..e).contains(&entry.into()))
-        {
-            return Err(ElfError::Entry(entry.into()));
+        let Published {
+            entry: pvh,
+            is_linux,
+            gates,
+            names,
+        } = published;
+        match pvh.map(u64::from) {
+            None if !is_linux => return Err(ElfError::NoPvh),
+            Some(entry) if !lies_in(entry, &segments) => return Err(ElfError::Entry(entry)),
+            _ => {}
         }
-        let Published { gates, names, .. } = published;
         Ok(Self {
             file,
             path: path.to_owned(),
             bytes,
-            entry,
+            pvh,
+            start,
+            is_linux,
             segments,
             linked,
             gates,
@@ -362,6 +390,15 @@ impl Image {
         Ok(())
     }
 
+    /// Where it is entered by Linux's 64-bit boot protocol: at the ELF header's entry, which in
+    /// Linux is a physical address.
+    pub fn linux_entry(&self) -> Result<u64, ElfError> {
+        match lies_in(self.start, &self.segments) {
+            true => Ok(self.start),
+            false => Err(ElfError::Start(self.start)),
+        }
+    }
+
     /// The file, for its hash.
     pub fn into_file(self) -> File {
         self.file
@@ -371,6 +408,10 @@ impl Image {
     pub fn end(&self) -> u64 {
         self.segments.last().map_or(0, |s| s.1)
     }
+}
+
+fn lies_in(address: u64, segments: &[(u64, u64)]) -> bool {
+    segments.iter().any(|&(s, e)| (s..e).contains(&address))
 }
 
 /// Whether the file header leaves the number of program or section headers to section header 0
@@ -459,7 +500,7 @@ mod tests {
         notes.extend(note(b"Exitvisor\0", 3, b"\0\x01\0\0my step"));
         notes.extend(note(b"GNU\0", 3, b"build id"));
         let image = parse(&image(&notes, 0x10_0000)).unwrap();
-        assert_eq!(image.entry, 0x10_0000);
+        assert_eq!(image.pvh, Some(0x10_0000));
         assert_eq!(image.segments, [(0x10_0000, 0x10_0020)]);
         assert_eq!(image.gates.len(), 2);
         assert_eq!(

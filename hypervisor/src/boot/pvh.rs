@@ -94,7 +94,8 @@ pub fn top_of_low_ram(memory: &Memory) -> u64 {
     memory.iter().next().map_or(0, |r| r.len())
 }
 
-fn memory_map(memory: &Memory, exit_page: Option<u64>) -> Vec<hvm_memmap_table_entry> {
+/// RAM and what is no RAM, as the guest is told of it.
+pub fn memory_map(memory: &Memory, exit_page: Option<u64>) -> Vec<hvm_memmap_table_entry> {
     let entry = |addr, size, type_| hvm_memmap_table_entry {
         addr,
         size,

@@ -1,6 +1,8 @@
 //! Devices: each knows offsets or its own ports, none knows the vCPU.
 
+pub mod absent;
 pub mod console;
 pub mod control;
+pub mod ioapic;
 pub mod ports;
 pub mod serial;

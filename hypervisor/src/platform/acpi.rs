@@ -15,6 +15,7 @@ use acpi_tables::xsdt::XSDT;
 use exit_abi::port;
 
 use super::PlatformError;
+use super::irqchip::Kind;
 use crate::layout;
 
 const OEM: [u8; 6] = *b"EXITVI";
@@ -71,7 +72,7 @@ pub const BOOT_FLAGS: &[(u8, &str, &str)] = &[
     ),
 ];
 
-/// The one flag of the MADT (5.2.12, 5.2.12.4). It is set because it is so: KVM's irqchip has a PC's
+/// The one flag of the MADT (5.2.12, 5.2.12.4). It is set where it is so: KVM's irqchip has a PC's
 /// two 8259s beside the IOAPIC and feeds interrupts 0–15 to both, which a guest without ACPI may
 /// use and one that uses the IOAPIC must mask. (They come masked:
 /// [`super::irqchip::mask_8259s`].)
@@ -141,14 +142,14 @@ impl Place {
 }
 
 /// Makes the tables of a machine with this many vCPUs.
-pub fn tables(cpus: u32) -> Result<Tables, PlatformError> {
+pub fn tables(cpus: u32, irqchip: Kind) -> Result<Tables, PlatformError> {
     let mut place = Place(layout::ACPI);
     // Those that point come before those that they point to, whose places are therefore reckoned
     // from the sizes of the former, which are fixed.
     let rsdp_at = place.take(Rsdp::len() as u64);
     let xsdt_at = place.take(xsdt(&[0, 0]).1);
     let facp_at = place.take(FADT::len() as u64);
-    let apic = place.put("apic.dat", &madt(cpus));
+    let apic = place.put("apic.dat", &madt(cpus, irqchip));
     let dsdt = place.put("dsdt.dat", &dsdt(cpus));
 
     let place_at = |address, file, table: &dyn Aml| Place(address).put(file, table);
@@ -204,12 +205,12 @@ fn fadt(dsdt: u64) -> FADT {
     fadt.finalize()
 }
 
-/// The MADT (5.2.12): a processor per vCPU, whose APIC identifier is its index, and KVM's IOAPIC.
+/// The MADT (5.2.12): a processor per vCPU, whose APIC identifier is its index, and the IOAPIC.
 ///
 /// No interrupt source override (5.2.12.5): interrupts 0–15 lead to the IOAPIC's pins of the same
 /// number with ISA's polarity and trigger, there is no timer on interrupt 0 and no SCI. No NMI
 /// source: nothing here raises one.
-fn madt(cpus: u32) -> Sdt {
+fn madt(cpus: u32, irqchip: Kind) -> Sdt {
     let mut madt = Sdt::new(
         *b"APIC",
         MADT_HEADER,
@@ -219,14 +220,17 @@ fn madt(cpus: u32) -> Sdt {
         OEM_REVISION,
     );
     madt.write_u32(36, layout::LOCAL_APIC as u32);
-    madt.write_u32(40, PCAT_COMPAT);
+    if irqchip == Kind::Kernel {
+        madt.write_u32(40, PCAT_COMPAT);
+    }
     let mut controllers = Vec::new();
     for index in 0..cpus {
         let id = index as u8;
         ProcessorLocalApic::new(id, id, EnabledStatus::Enabled).to_aml_bytes(&mut controllers);
     }
-    // Identifier 0 is what KVM's IOAPIC has in its register; its 24 pins are GSIs 0–23.
-    IoApic::new(0, layout::IO_APIC as u32, 0).to_aml_bytes(&mut controllers);
+    // Identifier 0 is what it has in its register. The 24 pins of KVM's are GSIs 0–23; our own has
+    // but the wired ones, and its register tells how many.
+    IoApic::new(0, layout::IO_APIC as u32, irqchip.first_gsi()).to_aml_bytes(&mut controllers);
     madt.append_slice(&controllers);
     madt
 }
@@ -386,7 +390,7 @@ mod tests {
     proptest! {
         #[test]
         fn tables_do_not_overlap(cpus in 1..=crate::config::MAX_CPUS) {
-            let tables = tables(cpus).unwrap();
+            let tables = tables(cpus, Kind::Kernel).unwrap();
             let mut end = layout::ACPI;
             for table in tables.all() {
                 prop_assert!(table.address >= end && table.address % ALIGNMENT == 0);

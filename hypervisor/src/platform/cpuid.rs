@@ -2,7 +2,7 @@
 //!
 //! | leaf | change |
 //! |---|---|
-//! | 1 | EBX\[31:24\] = APIC ID; ECX\[24\] TSC deadline timer, ECX\[31\] hypervisor present |
+//! | 1 | EBX\[31:24\] = APIC ID; ECX\[24\] TSC deadline timer, ECX\[31\] hypervisor present; EDX\[12\] MTRR off: KVM maps all memory as write-back whatever they say, and Linux reads 39 of them |
 //! | 7.0 | ECX\[16\] LA57 off: gates are checked as 48-bit addresses |
 //! | 0xB, 0x1F | EDX = x2APIC ID |
 //! | 0x40000001 | EAX\[7, 11, 13, 16, 17\] off while hypercalls are passed on to the VMM |
@@ -16,6 +16,7 @@ use crate::exits::gate;
 
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
+const MTRR: u32 = 1 << 12;
 const LA57: u32 = 1 << 16;
 
 fn entry(function: u32, r: Registers) -> kvm_cpuid_entry2 {
@@ -46,6 +47,7 @@ pub fn table(
                 if deadline {
                     e.ecx |= TSC_DEADLINE;
                 }
+                e.edx &= !MTRR;
             }
             7 if e.index == 0 => e.ecx &= !LA57,
             0xB | 0x1F => e.edx = apic_id.into(),

@@ -5,6 +5,7 @@ use exit_abi::devicetree as names;
 use exit_abi::{gate, port};
 use vm_fdt::FdtWriter;
 
+use super::irqchip::Kind;
 use super::{Machine, PlatformError};
 use crate::layout;
 
@@ -30,7 +31,7 @@ pub fn tree(machine: &Machine<'_>) -> Result<Vec<u8>, PlatformError> {
     memory(&mut fdt, machine.memory)?;
     cpus(&mut fdt, machine.cpus)?;
     interrupt_controllers(&mut fdt, machine.timer_hz)?;
-    isa(&mut fdt)?;
+    isa(&mut fdt, machine.irqchip)?;
     own(&mut fdt, machine)?;
     fdt.end_node(root)?;
     let tree = fdt.finish()?;
@@ -110,7 +111,7 @@ fn interrupt_controllers(fdt: &mut FdtWriter, timer_hz: u32) -> Result<(), vm_fd
 
 /// The ISA bus: COM1 and our ports. It has no `ranges`, because no memory address leads to a port
 /// (2.3.8: then the children's addresses are not mapped to the parent's).
-fn isa(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
+fn isa(fdt: &mut FdtWriter, irqchip: Kind) -> Result<(), vm_fdt::Error> {
     let bus = fdt.begin_node("isa")?;
     fdt.property_string("compatible", "isa")?;
     fdt.property_string("device_type", "isa")?;
@@ -120,7 +121,8 @@ fn isa(fdt: &mut FdtWriter) -> Result<(), vm_fdt::Error> {
     let node = fdt.begin_node(&format!("serial@i{:x}", port::COM1))?;
     fdt.property_string("compatible", names::SERIAL)?;
     fdt.property_array_u32("reg", &[IO_SPACE, port::COM1.into(), 8])?;
-    fdt.property_array_u32("interrupts", &[layout::COM1_GSI, EDGE_RISING])?;
+    let pin = layout::COM1_GSI - irqchip.first_gsi();
+    fdt.property_array_u32("interrupts", &[pin, EDGE_RISING])?;
     fdt.property_u32("clock-frequency", SERIAL_CLOCK)?;
     fdt.end_node(node)?;
 

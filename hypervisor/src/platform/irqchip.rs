@@ -1,9 +1,156 @@
-//! KVM's interrupt controllers, as far as the VMM has a say in them.
+//! The interrupt controllers: all of them KVM's, or the local APICs KVM's and an IOAPIC of our own.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use kvm_bindings::{
-    KVM_CAP_X86_APIC_BUS_CYCLES_NS, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_APIC_BUS_CYCLES_NS, KVM_IRQ_ROUTING_MSI,
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_irqchip,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use crate::devices::ioapic::{IoApic, Msi};
+use crate::error::{Error, kvm as kvm_error};
+use crate::layout;
+
+/// Which interrupt controllers a machine has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Wish {
+    /// Split for Linux where KVM can do it, KVM's own otherwise.
+    #[default]
+    Auto,
+    /// KVM's: local APICs, an IOAPIC of 24 pins, two 8259s.
+    Kernel,
+    /// KVM's local APICs, and an IOAPIC of Exitvisor's with only the pins that are wired.
+    Split,
+}
+
+/// Which there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// KVM's own.
+    Kernel,
+    /// KVM's local APICs alone.
+    Split,
+}
+
+impl Kind {
+    /// The global interrupt of the IOAPIC's first pin.
+    pub fn first_gsi(self) -> u32 {
+        match self {
+            Self::Kernel => 0,
+            Self::Split => layout::COM1_GSI,
+        }
+    }
+}
+
+/// How many pins our own IOAPIC has: from COM1's on, which is the only one.
+pub const PINS: usize = 1;
+
+/// Makes the interrupt controllers, before there are vCPUs.
+pub fn create(vm: &VmFd, wish: Wish, linux: bool) -> Result<Kind, Error> {
+    let possible = vm.check_extension(Cap::SplitIrqchip);
+    let kind = match wish {
+        Wish::Auto if linux && possible => Kind::Split,
+        Wish::Auto | Wish::Kernel => Kind::Kernel,
+        Wish::Split if possible => Kind::Split,
+        Wish::Split => {
+            let what = "--irqchip split: this KVM lacks KVM_CAP_SPLIT_IRQCHIP: leave it out";
+            return Err(Error::NoKvm(what.to_owned()));
+        }
+    };
+    match kind {
+        Kind::Kernel => {
+            vm.create_irq_chip()
+                .map_err(kvm_error("an in-kernel irqchip"))?;
+            mask_8259s(vm).map_err(kvm_error("masking the 8259s"))?;
+        }
+        Kind::Split => {
+            let mut cap = kvm_enable_cap {
+                cap: KVM_CAP_SPLIT_IRQCHIP,
+                ..Default::default()
+            };
+            // Routes below this may be an IOAPIC's pins.
+            cap.args[0] = u64::from(kind.first_gsi()) + PINS as u64;
+            vm.enable_cap(&cap)
+                .map_err(kvm_error("in-kernel local APICs (KVM_CAP_SPLIT_IRQCHIP)"))?;
+        }
+    }
+    Ok(kind)
+}
+
+/// The IOAPIC of a split irqchip, wired to KVM.
+pub struct Wired {
+    ioapic: Mutex<IoApic<PINS>>,
+    vm: VmFd,
+    first_gsi: u32,
+}
+
+impl Wired {
+    /// An IOAPIC that nothing has been written to.
+    pub fn new(kvm: &Kvm, vm: &VmFd, kind: Kind) -> Result<Self, Error> {
+        use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+        // SAFETY: `vm` owns its descriptor and outlives this borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+        let fd = fd
+            .try_clone_to_owned()
+            .map_err(crate::error::host::<io::Error>("duplicate a descriptor"))?;
+        // SAFETY: the descriptor is a VM's and nobody else's, since it was just duplicated.
+        let vm = unsafe { kvm.create_vmfd_from_rawfd(fd.into_raw_fd()) };
+        let vm = vm.map_err(kvm_error("a second descriptor of a VM"))?;
+        let wired = Self {
+            ioapic: Mutex::default(),
+            vm,
+            first_gsi: kind.first_gsi(),
+        };
+        // Without this KVM has the routes of its own IOAPIC, which is not there.
+        wired.route(&[None; PINS])?;
+        Ok(wired)
+    }
+
+    /// A read in its page.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        self.lock().read(offset, data);
+    }
+
+    /// A write in its page.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        let mut ioapic = self.lock();
+        match ioapic.write(offset, data) {
+            // Under the lock: the last to write is the last to be heard.
+            true => self.route(&ioapic.routes()),
+            false => Ok(()),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, IoApic<PINS>> {
+        self.ioapic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn route(&self, routes: &[Option<Msi>; PINS]) -> Result<(), Error> {
+        let entries: Vec<kvm_irq_routing_entry> = (self.first_gsi..)
+            .zip(routes)
+            .filter_map(|(gsi, msi)| msi.map(|msi| entry(gsi, msi)))
+            .collect();
+        let table = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| Error::NoKvm("KVM's routing table has no room".into()))?;
+        self.vm
+            .set_gsi_routing(&table)
+            .map_err(kvm_error("the routes of interrupts"))
+    }
+}
+
+fn entry(gsi: u32, msi: Msi) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
+    entry.u.msi.address_lo = msi.address;
+    entry.u.msi.data = msi.data;
+    entry
+}
 
 /// Masks every line of the two 8259s, as a PC's firmware does before it hands over.
 ///
@@ -11,7 +158,7 @@ use kvm_ioctls::{Kvm, VmFd};
 /// the 8259s nor the boot CPU's LINT0 (ExtINT: KVM_X86_QUIRK_LINT0_REENABLED) is masked. A guest
 /// that uses the IOAPIC alone, as a hardware-reduced ACPI machine makes Linux do, would get COM1's
 /// interrupt a second time, as vector 4.
-pub fn mask_8259s(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+fn mask_8259s(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
     for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
         let mut chip = kvm_irqchip {
             chip_id,

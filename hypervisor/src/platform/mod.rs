@@ -50,6 +50,8 @@ pub struct Machine<'a> {
     pub cpus: u32,
     /// The kernel's command line.
     pub cmdline: &'a str,
+    /// Which interrupt controllers it has.
+    pub irqchip: irqchip::Kind,
     /// The initial RAM disk.
     pub initrd: Option<Module>,
     /// Which leaves ask what.
@@ -84,7 +86,7 @@ impl Described {
 
 /// Describes the machine and writes the descriptions into guest memory.
 pub fn describe(memory: &Memory, machine: &Machine<'_>) -> Result<Described, PlatformError> {
-    let acpi = acpi::tables(machine.cpus)?;
+    let acpi = acpi::tables(machine.cpus, machine.irqchip)?;
     for table in acpi.all() {
         memory
             .write_slice(&table.bytes, GuestAddress(table.address))
@@ -107,6 +109,7 @@ pub(crate) mod tests {
             memory: 64 << 20,
             cpus,
             cmdline: "log=each",
+            irqchip: irqchip::Kind::Kernel,
             initrd: None,
             leaves: Layout::CLASSIC,
             timer_hz: 1_000_000_000,

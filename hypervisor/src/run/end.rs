@@ -114,6 +114,8 @@ mod tests {
 
     fn config() -> Config {
         Config {
+            boot: crate::boot::Protocol::Auto,
+            irqchip: crate::platform::irqchip::Wish::Auto,
             firmware: None,
             kernel: "kernel".into(),
             initrd: None,

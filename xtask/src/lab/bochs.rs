@@ -25,7 +25,7 @@ const WANTED: Wanted = Wanted {
 };
 
 /// Below `target/lab`: kernels, unpacked.
-const KERNELS: &str = "unpacked-kernels";
+pub(super) const KERNELS: &str = "unpacked-kernels";
 
 /// Instructions that Bochs takes for a second. It counts time by instructions, so a run does not
 /// depend on the host's speed; about what a host emulates in a second, so that time passes inside

@@ -20,7 +20,8 @@ use crate::{build, workspace};
   cargo xtask lab run -- --version
   cargo xtask lab run --kernel 6.1 --module-args npt=0 -- run --kernel my-kernel --timeout 10s
   cargo xtask lab run --exec target/debug/deps/some-test -- --nocapture
-  cargo xtask lab shell --host intel")]
+  cargo xtask lab shell --host intel
+  cargo xtask lab guest --kernel 6.1")]
 pub(crate) struct Lab {
     #[command(subcommand)]
     task: Task,
@@ -31,6 +32,28 @@ enum Task {
     Setup(Setup),
     Run(Box<Run>),
     Shell(Shell),
+    Guest(Guest),
+}
+
+/// Fetch a Linux to boot as a guest: prints its bzImage and an initramfs of busybox
+#[derive(Debug, Args)]
+struct Guest {
+    /// Which Linux
+    #[arg(long, value_enum, default_value_t = Version::default())]
+    kernel: Version,
+    #[command(flatten)]
+    own: Own,
+}
+
+impl Guest {
+    fn run(self) -> anyhow::Result<u8> {
+        let packages = super::packages(&self.own.or_environment())?;
+        let guest = super::guest::guest(&packages, self.kernel)?;
+        for path in [&guest.kernel, &guest.initrd] {
+            println!("{}", Path::new(workspace::shown(path)).display());
+        }
+        Ok(0)
+    }
 }
 
 /// Fetch what a lab needs, and say what is there
@@ -124,6 +147,7 @@ impl Lab {
             Task::Setup(task) => task.run(),
             Task::Run(task) => task.run(),
             Task::Shell(task) => task.run(),
+            Task::Guest(task) => task.run(),
         }
     }
 }

@@ -6,6 +6,7 @@ mod bochs;
 mod command;
 mod cpio;
 mod files;
+pub(crate) mod guest;
 mod image;
 mod kernel;
 mod machine;

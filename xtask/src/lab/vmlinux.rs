@@ -57,6 +57,17 @@ impl Vmlinux {
     }
 }
 
+/// The kernel that is packed in a bzImage, as a file of this folder.
+pub(super) fn file(image: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+    let unpacked = || {
+        let bytes = fs::read(image)?;
+        let packed = Packed::of(&bytes)?;
+        packed.unpacked(folder)?;
+        Ok::<_, anyhow::Error>(packed.file(folder))
+    };
+    unpacked().with_context(|| format!("cannot unpack {}", image.display()))
+}
+
 impl<'a> Packed<'a> {
     fn of(image: &'a [u8]) -> anyhow::Result<Self> {
         let word = |at: usize| {

@@ -266,6 +266,13 @@ impl OneLab {
         job.env
             .push(("EXITVISOR_XTASK".into(), job.program.clone().into()));
         job.args.push("test-inside".into());
+        if self
+            .programs
+            .iter()
+            .any(|path| inside::title(path) == "linux")
+        {
+            lab::guest::carry(&mut job)?;
+        }
         let all = self.programs.into_iter().map(|program| (program, ""));
         let own = self.own.into_iter().map(|program| (program, OF_THE_KERNEL));
         for (program, filter) in all.chain(own) {

@@ -22,7 +22,7 @@ statuses! {
     DEVICE_TREE = 43;
     /// No module is a kernel.
     NO_KERNEL = 44;
-    /// The kernel is not an ELF64 image for x86-64.
+    /// The kernel is neither an ELF64 image for x86-64 nor a bzImage with a 64-bit entry that takes command line and initrd.
     KERNEL_FORMAT = 45;
     /// The kernel is truncated or damaged.
     KERNEL_DAMAGED = 46;

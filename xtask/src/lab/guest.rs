@@ -1,0 +1,92 @@
+//! Linux guests: Debian's kernels, which the labs run on too, and a small initramfs of busybox.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::cpio::Archive;
+use super::packages::{Packages, Wanted};
+use super::{BUSYBOX, Job, Version, bochs, packages, vmlinux};
+
+/// A Linux that can be booted as a guest.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    /// Its bzImage, as shipped.
+    pub(crate) kernel: PathBuf,
+    /// An initramfs whose `/init` is [`INIT`].
+    pub(crate) initrd: PathBuf,
+}
+
+/// What runs in user space. It says that it is there, and powers off; a word behind `--` on the
+/// kernel's command line makes it do something else: with `idle` what is counted ends where user
+/// space begins.
+const INIT: &str = "\
+#!/bin/busybox sh
+echo 'exitvisor-guest: user space'
+case \"$1\" in
+idle) exec /bin/busybox sleep 86400 ;;
+reset) exec /bin/busybox reboot -f ;;
+esac
+echo \"exitvisor-guest: $(/bin/busybox uname -r), $(/bin/busybox nproc) CPUs\"
+exec /bin/busybox poweroff -f
+";
+
+/// The variables by which tests find the guests: both kernels, the initramfs, and one kernel unpacked.
+pub(crate) const VARIABLES: [&str; 4] = [
+    "EXITVISOR_LINUX_6_1",
+    "EXITVISOR_LINUX_6_12",
+    "EXITVISOR_INITRAMFS",
+    "EXITVISOR_VMLINUX",
+];
+
+/// Carries the guests into a lab, fetched and made first if they are not there yet.
+pub(crate) fn carry(job: &mut Job) -> anyhow::Result<()> {
+    let packages = packages(&job.own)?;
+    let guests = [Version::V6_1, Version::V6_12].map(|version| guest(&packages, version));
+    let [old, new] = guests;
+    let (old, new) = (old?, new?);
+    let vmlinux = vmlinux::file(&old.kernel, &packages.folder.join(bochs::KERNELS))?;
+    let files = [old.kernel, new.kernel, old.initrd, vmlinux];
+    for (name, file) in VARIABLES.iter().zip(files) {
+        job.env.push(((*name).into(), file.clone().into()));
+        job.files.push(file);
+    }
+    Ok(())
+}
+
+/// The guest of this version; fetched and made first if it is not there yet.
+pub(super) fn guest(packages: &Packages, version: Version) -> anyhow::Result<Guest> {
+    let kernel = version.kernel(packages)?;
+    Ok(Guest {
+        kernel: kernel.image,
+        initrd: initramfs(packages, "initramfs", INIT)?,
+    })
+}
+
+/// Writes an initramfs with busybox and this `/init`.
+fn initramfs(packages: &Packages, name: &str, init: &str) -> anyhow::Result<PathBuf> {
+    const TREE: &Wanted = &BUSYBOX;
+    let busybox = packages.tree(TREE)?.path("bin/busybox");
+    let bytes = fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
+    let mut archive = Archive::default();
+    for folder in ["/proc", "/sys", "/dev", "/tmp"] {
+        archive.folder(Path::new(folder));
+    }
+    archive.device(Path::new("/dev/console"), 0o600, (5, 1));
+    archive.file(Path::new("/bin/busybox"), 0o755, bytes);
+    archive.link(Path::new("/bin/sh"), "busybox".as_ref());
+    archive.file(Path::new("/init"), 0o755, init.as_bytes().to_vec());
+    let folder = packages.folder.join("guest");
+    let path = folder.join(format!("{name}.cpio"));
+    let mut content = Vec::new();
+    let written = archive.write(&mut content).and_then(|()| {
+        fs::create_dir_all(&folder)?;
+        // Others may be reading it: it is there as a whole or not at all.
+        let partial = folder.join(format!("{name}.{}", std::process::id()));
+        fs::write(&partial, &content)?;
+        fs::rename(&partial, &path)
+    });
+    written.with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
