@@ -167,6 +167,56 @@ fn restored_after_success_and_failure() {
     }
 }
 
+/// The whole of `cargo xtask boot-profile --paging both --reload-kvm`, but for the build.
+#[test]
+fn both_pagings_are_compared_on_this_machine() {
+    let Some(module) = module("both_pagings_are_compared_on_this_machine") else {
+        return;
+    };
+    // From either paging to the other and back.
+    for parameters in [&["nested=0", module.nested][..], &[module.shadow]] {
+        module.load_anew(parameters);
+        usable_by(0o660);
+        let before = module.state();
+        let folder = tempfile::tempdir().unwrap();
+        let boot = |options: &[&str]| {
+            let mut xtask = Command::new(&module.xtask);
+            xtask.args(["boot-profile", "--built", "--paging", "both"]);
+            xtask.args(options).current_dir(folder.path());
+            xtask.stdout(Stdio::piped()).stderr(Stdio::piped());
+            finish(xtask.stdin(Stdio::null()).spawn().unwrap())
+        };
+        // Not unless it is asked for.
+        boot(&[]).expect_status(64).expect_stderr(&["--reload-kvm"]);
+        assert_eq!(module.state(), before);
+
+        let work = ["--reload-kvm", "--cmdline", "workload=ptes:16"];
+        let run = boot(&work).expect_status(0);
+        assert_eq!(module.state(), before);
+        assert!(run.stdout.contains("14 INVLPG"), "{run:#?}");
+        let found = fs::read_dir(folder.path()).unwrap().flatten();
+        let mut files: Vec<PathBuf> = found.map(|file| file.path()).collect();
+        files.retain(|file| file.to_string_lossy().ends_with("-paging.json"));
+        let text = fs::read_to_string(&files[0]).unwrap();
+        let compared: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let reasons = compared["pairs"][0]["reasons"].as_array().unwrap();
+        let exits = |number: u64| {
+            let of = |r: &&serde_json::Value| r["reason"] == number;
+            reasons.iter().find(of).unwrap()["exits"].clone()
+        };
+        assert_eq!(exits(14)["nested"], 0);
+        assert_eq!(exits(14)["shadow"], 4 * 16);
+        assert!(exits(48)["nested"].as_u64() > Some(0));
+        assert_eq!(exits(48)["shadow"], 0);
+
+        // A guest that fails ends it, with its status.
+        let fails = ["--reload-kvm", "--cmdline", "workload=nothing"];
+        let run = boot(&fails);
+        assert!(![0, 70].contains(&run.status), "{run:#?}");
+        assert_eq!(module.state(), before);
+    }
+}
+
 #[test]
 fn restored_after_signals() {
     let Some(module) = module("restored_after_signals") else {

@@ -56,6 +56,10 @@ pub(crate) struct BootProfile {
     /// Load this machine's KVM anew for that, as root, with no VM alive, and put it back
     #[arg(long, requires = "paging")]
     pub(crate) reload_kvm: bool,
+    /// Build nothing, use what EXITVISOR_BIN and EXITVISOR_GUESTS name, and leave the results here:
+    /// for tests inside labs
+    #[arg(long, requires = "paging", hide = true)]
+    pub(crate) built: bool,
     /// Options of `exitvisor profile`
     #[arg(
         value_name = "OPTIONS OF EXITVISOR",
@@ -75,6 +79,7 @@ impl BootProfile {
                 sweep: self.sweep.as_ref().map_or(&[], |sweep| &sweep.0),
                 on: self.on,
                 reload: self.reload_kvm,
+                built: self.built,
                 options: &self.options,
             };
             return measurement.run();

@@ -30,6 +30,23 @@ pub(crate) struct Built {
     pub(crate) guest_kernel: PathBuf,
 }
 
+impl Built {
+    /// What was built elsewhere, and is named by `EXITVISOR_BIN` and `EXITVISOR_GUESTS`: in a lab
+    /// there is no cargo.
+    pub(crate) fn named() -> anyhow::Result<Self> {
+        let path = |name| {
+            let value = std::env::var_os(name).map(PathBuf::from);
+            value.with_context(|| format!("{name} is not set"))
+        };
+        let guests = path("EXITVISOR_GUESTS")?;
+        Ok(Self {
+            exitvisor: path("EXITVISOR_BIN")?,
+            firmware: guests.join("firmware"),
+            guest_kernel: guests.join("guest-kernel"),
+        })
+    }
+}
+
 impl Build {
     /// Builds, and says where things are.
     pub(crate) fn run(self) -> anyhow::Result<u8> {

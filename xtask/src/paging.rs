@@ -220,6 +220,8 @@ pub(crate) struct Measurement<'a> {
     pub(crate) on: On,
     /// Whether this machine's KVM may be loaded anew.
     pub(crate) reload: bool,
+    /// Whether everything is built, and the results go where the user stands.
+    pub(crate) built: bool,
     /// Options of `exitvisor profile`.
     pub(crate) options: &'a [OsString],
 }
@@ -262,7 +264,10 @@ impl Measurement<'_> {
             On::IntelLab => Some(Host::Intel),
             On::Host | On::Auto => None,
         };
-        let built = build::build()?;
+        let (built, folder) = match self.built {
+            true => (Built::named()?, std::env::current_dir()?),
+            false => (build::build()?, workspace::output_folder()?),
+        };
         let machine: Box<dyn Machine> = match lab {
             Some(host) => Box::new(Lab {
                 host,
@@ -281,10 +286,15 @@ impl Measurement<'_> {
             }
         };
         signals::outlive_interrupts()?;
-        self.on_machine(&*machine, &built)
+        self.on_machine(&*machine, &built, &folder)
     }
 
-    fn on_machine(&self, machine: &dyn Machine, built: &Built) -> anyhow::Result<u8> {
+    fn on_machine(
+        &self,
+        machine: &dyn Machine,
+        built: &Built,
+        folder: &Path,
+    ) -> anyhow::Result<u8> {
         let kernel = value_of(self.options, "--kernel").map(PathBuf::from);
         let guest = kernel.as_deref().unwrap_or(&built.guest_kernel).file_stem();
         let mut name = guest.unwrap_or_default().to_owned();
@@ -293,7 +303,7 @@ impl Measurement<'_> {
         } else {
             "-paging-sweep"
         });
-        let base = unused_name(&workspace::output_folder()?, &name);
+        let base = unused_name(folder, &name);
         let mut profiles = Vec::new();
         for &paging in self.wish.kinds() {
             let runs = self.runs(built, &base, paging);
@@ -443,6 +453,7 @@ mod tests {
                 sweep,
                 on,
                 reload: false,
+                built: false,
                 options: &options,
             };
             measurement.check()
