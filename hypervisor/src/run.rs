@@ -27,7 +27,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
     let created = jiff::Timestamp::now().to_string();
     let mut session = Session::open()?;
     let mut held = Held::default();
-    let mut vm = vm::build(config, &mut held, 0)?;
+    let mut vm = vm::build(config, &mut held, 0, &|| session.is_to_end())?;
     if let Some(notice) = held.notice() {
         tell(notice);
     }
@@ -131,7 +131,7 @@ fn again(config: &Config, held: &mut Held, session: &Session, cause: &Cause, res
     if resets > most {
         return Next::End(Cause::ResetLimit);
     }
-    match vm::build(config, held, resets) {
+    match vm::build(config, held, resets, &|| session.is_to_end()) {
         Ok(vm) => Next::Boot(Box::new(vm)),
         Err(error) => Next::End(images::not_again(&error)),
     }

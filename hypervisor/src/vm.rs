@@ -368,8 +368,14 @@ fn exit_page(
     Ok(Some(page))
 }
 
-/// Builds the VM, as it is after this many resets.
-pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error> {
+/// Builds the VM, as it is after this many resets. What takes long goes on no further once `stop` says
+/// that somebody wants the run to end.
+pub fn build(
+    config: &Config,
+    held: &mut Held,
+    resets: u32,
+    stop: &dyn Fn() -> bool,
+) -> Result<Vm, Error> {
     tracing::debug!(resets, "building a machine");
     // Images first: a typing mistake should not need a KVM to be found.
     let (role, path) = match &config.firmware {
@@ -475,7 +481,7 @@ pub fn build(config: &Config, held: &mut Held, resets: u32) -> Result<Vm, Error>
 
     let started = Instant::now();
     if let Some((boot_vcpu, _)) = fds.first() {
-        prefault::fill(&memory, config.prefault, &fd, boot_vcpu)?;
+        prefault::fill(&memory, config.prefault, &fd, boot_vcpu, stop)?;
         if config.prefault == Prefault::Kvm
             && let Some(page) = &exit_page
             && let Err(error) =

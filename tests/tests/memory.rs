@@ -2,9 +2,14 @@
 // A harness may stop a test by panicking: that is how tests fail.
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::process::CommandExt;
+
 use black_box::accounts::is_shadowed;
-use black_box::{Run, is_root, kvm, lab, needs_kvm, needs_ledger, profile, skip};
-use exitvisor::profile::{KvmKind, Profile};
+use black_box::{
+    Run, arg, command, finish, guest, is_root, kvm, lab, needs_kvm, needs_ledger, profile, skip,
+};
+use exitvisor::profile::{EndKind, KvmKind, Profile};
+use nix::sys::signal::{SigSet, Signal, raise};
 
 const MIB: u64 = 32;
 
@@ -83,6 +88,37 @@ fn mapped_by_kvm_no_first_touch_exits() {
             assert_eq!(faults(&profile), 0, "{pages}, {cpus} CPUs");
         }
     }
+}
+
+/// A Ctrl-C that came first: who is not to run for long need not have all of its memory.
+#[test]
+fn an_interrupt_ends_the_filling_in() {
+    needs_kvm!("an_interrupt_ends_the_filling_in");
+    let kernel = guest("touching");
+    let options = [
+        "profile",
+        "--format",
+        "json",
+        "--memory",
+        "256M",
+        "--prefault",
+        "touch",
+        "--kernel",
+    ];
+    let mut command = command(&[&options[..], &[arg(&kernel)]].concat());
+    let interrupted = || {
+        SigSet::from(Signal::SIGINT).thread_block()?;
+        Ok(raise(Signal::SIGINT)?)
+    };
+    // SAFETY: between fork and exec the closure changes the thread's signal mask and sends it a signal,
+    // nothing else. What waits then goes on waiting after exec.
+    unsafe { command.pre_exec(interrupted) };
+    let profile = finish(command.spawn().unwrap())
+        .expect_status(130)
+        .profile();
+    assert_eq!(profile.end.kind, EndKind::Interrupted);
+    let memory = profile.memory.unwrap();
+    assert!(memory.resident < 64 << 20, "{memory:?}");
 }
 
 #[test]

@@ -61,7 +61,11 @@ pub(crate) fn memory(on: On, options: &[OsString]) -> anyhow::Result<u8> {
             }
             if profile.exists() {
                 profiles.push(profile);
-                status = if status == 0 { ended } else { status };
+                if ended != 0 {
+                    let why = reason(&said, ended);
+                    spinner.suspend(|| eprintln!("xtask: {name}: {why}"));
+                    status = if status == 0 { ended } else { status };
+                }
             } else {
                 skipped.push(format!("{name}: {}", reason(&said, ended)));
             }
@@ -139,12 +143,12 @@ fn bytes(size: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// The line in which exitvisor says why it did not run.
+/// The line in which exitvisor says why it did not run, or not to its end.
 fn reason(said: &[u8], status: u8) -> String {
     let said = String::from_utf8_lossy(said);
     let mut lines = said.lines().filter_map(|l| l.strip_prefix("exitvisor: "));
     let last = lines.next_back().map(str::to_owned);
-    last.unwrap_or_else(|| format!("ended with status {status}, and left no profile"))
+    last.unwrap_or_else(|| format!("ended with status {status}"))
 }
 
 /// The table: as text on the screen and beside the profiles, as JSON beside them.

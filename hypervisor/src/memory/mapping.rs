@@ -2,8 +2,10 @@
 //! its end.
 
 use std::io;
+use std::ops::Range;
 use std::ptr;
 
+use super::prefault::PART;
 use super::{HUGE_PAGE, MemoryError, Pages};
 
 /// Pages of 2 MiB, whatever the host's own size of huge pages is (mmap(2)).
@@ -80,31 +82,40 @@ impl Mapping {
             Pages::Small => libc::MADV_NOHUGEPAGE,
             Pages::Transparent => libc::MADV_HUGEPAGE,
         };
-        match self.madvise(advice) {
+        match self.madvise(0..self.length, advice) {
             // A kernel without transparent huge pages has none to avoid.
             Err(error) if pages == Pages::Small && is_unknown(&error) => Ok(()),
             result => result.map_err(|error| MemoryError::Pages(pages.name(), error)),
         }
     }
 
-    /// Has the host back all of it with pages that can be written, without changing what they hold.
-    pub(super) fn populate(&self) -> io::Result<()> {
-        loop {
-            match self.madvise(libc::MADV_POPULATE_WRITE) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Before Linux 5.14.
-                Err(error) if is_unknown(&error) => {
-                    self.touch();
-                    return Ok(());
+    /// Has the host back all of it with pages that can be written, without changing what they hold;
+    /// goes on with the next part unless `stop` says so.
+    pub(super) fn populate(&self, stop: &dyn Fn() -> bool) -> io::Result<()> {
+        for offset in (0..self.length).step_by(PART as usize) {
+            if stop() {
+                break;
+            }
+            let part = offset..self.length.min(offset + PART as usize);
+            loop {
+                match self.madvise(part.clone(), libc::MADV_POPULATE_WRITE) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    // Before Linux 5.14.
+                    Err(error) if is_unknown(&error) => {
+                        self.touch(part);
+                        break;
+                    }
+                    result => break result?,
                 }
-                result => return result,
             }
         }
+        Ok(())
     }
 
-    /// Writes a byte of every page with what it is.
-    fn touch(&self) {
-        for at in (self.start..self.start + self.length).step_by(4096) {
+    /// Writes a byte of every page of a part with what it is.
+    fn touch(&self, part: Range<usize>) {
+        let part = self.start + part.start..self.start + part.end.min(self.length);
+        for at in part.step_by(4096) {
             let at = at as *mut u8;
             // SAFETY: it lies within the mapping, which can be read and written; nobody else has it
             // before the guest runs.
@@ -112,11 +123,14 @@ impl Mapping {
         }
     }
 
-    fn madvise(&self, advice: i32) -> io::Result<()> {
-        let start = self.start as *mut libc::c_void;
-        // SAFETY: the advice is about this mapping alone, and none of those in use changes what it
-        // holds.
-        match unsafe { libc::madvise(start, self.length, advice) } {
+    /// Advice about a part of it, offsets.
+    fn madvise(&self, part: Range<usize>, advice: i32) -> io::Result<()> {
+        let end = part.end.min(self.length);
+        let start = part.start.min(end);
+        let at = (self.start + start) as *mut libc::c_void;
+        // SAFETY: the advice is about a part of this mapping alone, and none of those in use changes
+        // what it holds.
+        match unsafe { libc::madvise(at, end - start, advice) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -175,8 +189,30 @@ mod tests {
     }
 
     #[test]
+    fn filling_in_stops_when_it_is_told_to() {
+        use std::cell::Cell;
+        let mapping = Mapping::new(0, PART + 4096, Pages::Small).unwrap();
+        let resident = || {
+            super::super::usage::of(&[mapping.range()])
+                .unwrap()
+                .resident
+        };
+        mapping.populate(&|| true).unwrap();
+        assert_eq!(resident(), 0);
+        let asked = Cell::new(0);
+        let once = || asked.replace(asked.get() + 1) > 0;
+        mapping.populate(&once).unwrap();
+        assert_eq!((resident(), asked.get()), (PART, 2));
+        mapping.populate(&|| false).unwrap();
+        assert_eq!(resident(), PART + 4096);
+    }
+
+    #[test]
     fn filling_in_changes_nothing() {
-        for fill in [|m: &Mapping| m.populate().unwrap(), Mapping::touch] {
+        for fill in [
+            |m: &Mapping| m.populate(&|| false).unwrap(),
+            |m: &Mapping| m.touch(0..1 << 20),
+        ] {
             let mapping = Mapping::new(0, 1 << 20, Pages::Small).unwrap();
             let byte = (mapping.range().0 + 4096) as *mut u8;
             // SAFETY: it lies in the mapping.

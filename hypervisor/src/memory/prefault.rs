@@ -21,6 +21,10 @@ mod request {
     vmm_sys_util::ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 }
 
+/// So much is filled in at a time, bytes: a guest can have more memory than a person who wants it to
+/// end has patience.
+pub(super) const PART: u64 = 64 << 20;
+
 /// How often in a row KVM may say that it has not got on.
 const PATIENCE: u32 = 1000;
 
@@ -59,12 +63,19 @@ impl FromStr for Prefault {
     }
 }
 
-/// Fills all RAM in. `vcpu` is any of the VM's, before its first run: the page tables are the VM's.
+/// Fills all RAM in. `vcpu` is any of the VM's, before its first run: the page tables are the VM's. Once
+/// `stop` says so it goes on no further: the guest will not run for long.
 ///
 /// # Errors
 ///
 /// The host has too little memory, or KVM cannot do what was asked for.
-pub fn fill(ram: &Ram, how: Prefault, vm: &VmFd, vcpu: &VcpuFd) -> Result<(), MemoryError> {
+pub fn fill(
+    ram: &Ram,
+    how: Prefault,
+    vm: &VmFd,
+    vcpu: &VcpuFd,
+    stop: &dyn Fn() -> bool,
+) -> Result<(), MemoryError> {
     if how == Prefault::None {
         return Ok(());
     }
@@ -73,11 +84,17 @@ pub fn fill(ram: &Ram, how: Prefault, vm: &VmFd, vcpu: &VcpuFd) -> Result<(), Me
         return Err(MemoryError::NoPrefault(why));
     }
     for mapping in &ram.mappings {
-        mapping.populate().map_err(MemoryError::Populate)?;
+        mapping.populate(stop).map_err(MemoryError::Populate)?;
     }
     if how == Prefault::Kvm {
         for region in ram.iter() {
-            map_by_kvm(vcpu, region.start_addr().raw_value(), region.len())?;
+            let (start, length) = (region.start_addr().raw_value(), region.len());
+            for offset in (0..length).step_by(PART as usize) {
+                if stop() {
+                    return Ok(());
+                }
+                map_by_kvm(vcpu, start + offset, PART.min(length - offset))?;
+            }
         }
     }
     Ok(())

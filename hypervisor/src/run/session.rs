@@ -110,6 +110,12 @@ impl Session {
         watch.ending()
     }
 
+    /// Whether the next machine will be ended at once: a signal is waiting, or time is up.
+    pub(super) fn is_to_end(&self) -> bool {
+        let watch = self.watch.lock().unwrap_or_else(|e| e.into_inner());
+        watch.is_to_end()
+    }
+
     /// Runs a machine to its end and says what it cost.
     pub(super) fn pass(&mut self, config: &Config, vm: Vm) -> Outcome {
         // Dropped from the last to the first: KVM lets go of guest memory before it is unmapped.

@@ -3,12 +3,13 @@
 //! All of it outlives a reset: the machine that a watch is about is exchanged, the watch stays.
 
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -118,6 +119,14 @@ impl Watch {
     /// Why the whole run ends, if somebody outside has ended it.
     pub(super) fn ending(&self) -> Option<Cause> {
         self.ending.clone()
+    }
+
+    /// Whether the run ends as soon as events are looked at: by a signal, or by the timer.
+    pub(super) fn is_to_end(&self) -> bool {
+        // SAFETY: the descriptor is that of `self.timer`, which is open as long as it.
+        let timer = unsafe { BorrowedFd::borrow_raw(self.timer.as_raw_fd()) };
+        let mut fds = [self.signals.as_fd(), timer].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        self.ending.is_some() || matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
     }
 
     /// Ends the run, from outside.

@@ -286,10 +286,12 @@ fn outcome(exercise: &Answered, met: usize, failed: usize) -> String {
 }
 
 fn status(results: &Results) -> u8 {
-    let mut exercises = results.exercises.iter();
-    if exercises.any(|exercise| exercise.failures().next().is_some()) {
+    let (exercises, labs) = (&results.exercises, &results.labs);
+    if exercises.iter().any(|e| e.failures().next().is_some()) {
         UNEXPECTED
-    } else if results.labs.iter().any(|lab| !lab.missing.is_empty()) {
+    } else if labs.iter().any(|lab| !lab.missing.is_empty())
+        || exercises.iter().any(|e| !e.not_run.is_empty())
+    {
         FAILED
     } else {
         0
@@ -372,6 +374,8 @@ mod tests {
         results.exercises.remove(1);
         assert_eq!(status(&results), FAILED, "a lab is missing");
         results.labs.pop();
+        assert_eq!(status(&results), FAILED, "an exercise was not run");
+        results.exercises.pop();
         assert_eq!(status(&results), 0);
     }
 

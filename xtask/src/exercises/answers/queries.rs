@@ -74,7 +74,14 @@ fn by_page(answered: &mut Answered, labs: &[Evidence]) {
                 let why = "queries-page: there is no exit page";
                 answered.not_run(&lab.title, why);
             }
-            Ok((ran, _)) => {
+            Ok((ran, profile)) => {
+                let end = &profile.end;
+                answered.expect(
+                    &lab.title,
+                    "the guest of the run `queries-page` ends well",
+                    end.status == 0 && ran.said.status == 0,
+                    format!("status {}: {}", ran.said.status, end.detail),
+                );
                 let mut boots = console::boots(&ran.said.stderr);
                 let log = boots.pop().unwrap_or_default();
                 let asked: Vec<&Record> = log.iter().filter(|record| is_query(record)).collect();
