@@ -291,13 +291,21 @@ fn a_firmware_outside_its_window_is_refused() {
 #[test]
 fn kernels_of_other_formats() {
     needs_kvm!("kernels_of_other_formats");
-    refused(b"M", status::KERNEL_FORMAT, "neither an ELF file nor a bzImage");
+    refused(
+        b"M",
+        status::KERNEL_FORMAT,
+        "neither an ELF file nor a bzImage",
+    );
     refused(
         b"MZ\x90\0 a PE file",
         status::KERNEL_FORMAT,
         "starts with 4d 5a",
     );
-    refused(&[0; 70_000], status::KERNEL_FORMAT, "neither an ELF file nor a bzImage");
+    refused(
+        &[0; 70_000],
+        status::KERNEL_FORMAT,
+        "neither an ELF file nor a bzImage",
+    );
     let with = |at: usize, byte: u8| {
         let mut bytes = silent().bytes();
         bytes[at] = byte;
