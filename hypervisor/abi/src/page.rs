@@ -10,7 +10,8 @@
 //! A row is numbers of 64 bits at the offsets [`row`]. Each is written by one CPU at a time and
 //! loaded whole: it never tears. Numbers that depend on each other are loaded in the order of
 //! [`Head::row`], against that in which they are written, so that a row never contradicts itself:
-//! own ≤ timed ≤ exits. All counters only grow while a machine runs, and begin at 0 with each boot.
+//! own ≤ timed ≤ exits. Counters only grow while a machine runs, and begin at 0 with each boot; but what
+//! a row without a reason holds may find its reason, and move there.
 //!
 //! A row's times are in a unit of its own; [`Head::cycles_of_times`] turns them into TSC cycles, in
 //! the very way in which the leaves' answers are made.
