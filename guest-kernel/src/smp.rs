@@ -19,8 +19,11 @@ use crate::own::OwnSection;
 
 /// How often each CPU asks.
 pub const QUESTIONS: u32 = 4;
-/// How long one CPU is waited for, in nanoseconds: twice, the second time after another IPI.
-const PATIENCE: u32 = 1_000_000_000;
+/// How long one CPU is waited for, in nanoseconds, before it is sent another IPI: a busy host may have
+/// others to run for a while.
+const PATIENCE: u32 = 2_000_000_000;
+/// How often it is sent one.
+const TRIES: usize = 3;
 /// Bytes of the stack of a CPU other than the first. Below it lies its emergency stack.
 const STACK: usize = 8192;
 
@@ -188,7 +191,7 @@ pub fn start_all(machine: &Machine, layout: Option<Layout>) -> Roll {
 fn start(id: u8, layout: Option<Layout>) -> Option<&'static Block> {
     let block = Block::new(layout)?;
     secondary::offer_stack(block.stack.top());
-    for _ in 0..2 {
+    for _ in 0..TRIES {
         lapic::start_cpu(id, (secondary::TRAMPOLINE >> 12) as u8);
         if wait(secondary::stack_is_taken) {
             break;
