@@ -22,7 +22,7 @@ pub const QUESTIONS: u32 = 4;
 /// How long one CPU is waited for, in nanoseconds, before it is sent another IPI: a busy host may have
 /// others to run for a while.
 const PATIENCE: u32 = 2_000_000_000;
-/// How often it is sent one.
+/// How often it is waited for so, at each stage; it is sent another only while it has not begun.
 const TRIES: usize = 3;
 /// Bytes of the stack of a CPU other than the first. Below it lies its emergency stack.
 const STACK: usize = 8192;
@@ -191,8 +191,11 @@ pub fn start_all(machine: &Machine, layout: Option<Layout>) -> Roll {
 fn start(id: u8, layout: Option<Layout>) -> Option<&'static Block> {
     let block = Block::new(layout)?;
     secondary::offer_stack(block.stack.top());
+    let before = secondary::arrivals();
     for _ in 0..TRIES {
-        lapic::start_cpu(id, (secondary::TRAMPOLINE >> 12) as u8);
+        if secondary::arrivals() == before {
+            lapic::start_cpu(id, (secondary::TRAMPOLINE >> 12) as u8);
+        }
         if wait(secondary::stack_is_taken) {
             break;
         }
@@ -200,7 +203,8 @@ fn start(id: u8, layout: Option<Layout>) -> Option<&'static Block> {
     if secondary::withdraw_stack() {
         return None;
     }
-    wait(|| block.has(state::UP)).then_some(block)
+    let up = (0..TRIES).any(|_| wait(|| block.has(state::UP)));
+    up.then_some(block)
 }
 
 impl Roll {

@@ -24,6 +24,7 @@ core::arch::global_asm!(
     "cli",
     "xor ax, ax",
     "mov ds, ax",
+    "inc dword ptr [trampoline_arrivals_in_place]",
     // A 16-bit LGDT loads 24 bits of the base: the linker script keeps the image below that.
     "lgdt [trampoline_gdt_in_place]",
     "mov eax, 0x20", // PAE
@@ -44,7 +45,11 @@ core::arch::global_asm!(
     "trampoline_gdt:",
     ".word {gdt_limit}",
     ".long KERNEL_GDT",
+    ".balign 4",
+    "trampoline_arrivals:",
+    ".long 0",
     "trampoline_end:",
+    ".set trampoline_arrivals_in_place, {base} + trampoline_arrivals - trampoline",
     ".set trampoline_gdt_in_place, {base} + trampoline_gdt - trampoline",
     ".code64",
     ".popsection",
@@ -94,6 +99,26 @@ pub fn place_trampoline() {
 /// The host starts no CPUs.
 #[cfg(not(target_os = "none"))]
 pub fn place_trampoline() {}
+
+/// How many CPUs have begun the start-up code since it was placed. One that has begun will arrive,
+/// however long the host lets it wait: another INIT would only send it back.
+#[cfg(target_os = "none")]
+pub fn arrivals() -> u32 {
+    unsafe extern "sysv64" {
+        static trampoline: u8;
+        static trampoline_arrivals: u8;
+    }
+    let offset = &raw const trampoline_arrivals as u64 - &raw const trampoline as u64;
+    // SAFETY: `place_trampoline` has put the count there, aligned, in a page that stays mapped; others
+    // write it meanwhile, whence the volatile read.
+    unsafe { ((TRAMPOLINE + offset) as *const u32).read_volatile() }
+}
+
+/// The host starts no CPUs.
+#[cfg(not(target_os = "none"))]
+pub fn arrivals() -> u32 {
+    0
+}
 
 /// Offers a stack to the CPU that is to come.
 pub fn offer_stack(top: u64) {
