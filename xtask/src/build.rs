@@ -1,5 +1,6 @@
 //! `cargo xtask build`: exitvisor for the host, firmware and guests for bare metal, all optimised.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -19,14 +20,17 @@ use crate::workspace;
   CARGO_TARGET_DIR=/tmp/exitvisor cargo xtask build")]
 pub(crate) struct Build {}
 
-/// What a build leaves behind.
-#[derive(Clone, Debug)]
+/// What a build leaves behind; as options, what another process of ours has built.
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Built {
-    /// The hypervisor.
+    /// The hypervisor
+    #[arg(long)]
     pub(crate) exitvisor: PathBuf,
-    /// The firmware that the default guest is booted through.
+    /// The firmware that the default guest is booted through
+    #[arg(long)]
     pub(crate) firmware: PathBuf,
-    /// The default guest.
+    /// The default guest
+    #[arg(long)]
     pub(crate) guest_kernel: PathBuf,
 }
 
@@ -44,6 +48,18 @@ impl Built {
             firmware: guests.join("firmware"),
             guest_kernel: guests.join("guest-kernel"),
         })
+    }
+
+    /// As the options that name it.
+    pub(crate) fn options(&self) -> [&OsStr; 6] {
+        [
+            OsStr::new("--exitvisor"),
+            self.exitvisor.as_os_str(),
+            OsStr::new("--firmware"),
+            self.firmware.as_os_str(),
+            OsStr::new("--guest-kernel"),
+            self.guest_kernel.as_os_str(),
+        ]
     }
 }
 

@@ -5,6 +5,7 @@
 //! set in its parameters.
 
 mod node;
+mod paging;
 mod parameters;
 mod signals;
 mod users;
@@ -17,25 +18,16 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use clap::ValueEnum;
-
 use crate::step::{self, Ended, Step};
+use anyhow::{Context, bail};
 use node::Node;
+use paging::PARAMETERS;
+pub(crate) use paging::Paging;
 use parameters::Parameters;
 use signals::Signals;
 
 /// Where the kernel tells of its modules.
 const MODULES: &str = "/sys/module";
-
-/// How KVM translates a guest's addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Paging {
-    /// By the processor: EPT (Intel), NPT (AMD)
-    Nested,
-    /// By page tables that KVM keeps in step with the guest's
-    Shadow,
-}
 
 /// The vendor's module of a KVM that uses the processor's virtualization.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +42,7 @@ struct Module {
 impl Module {
     /// The one that is loaded.
     fn loaded(modules: &Path) -> anyhow::Result<Self> {
-        let known = [("kvm_intel", "ept"), ("kvm_amd", "npt")];
-        let found: Vec<Self> = known
+        let found: Vec<Self> = PARAMETERS
             .into_iter()
             .map(|(name, parameter)| Self {
                 name,
@@ -88,20 +79,12 @@ impl Module {
     }
 
     fn paging(&self, parameters: &Parameters) -> Option<Paging> {
-        match parameters.get(self.parameter)? {
-            "Y" | "1" => Some(Paging::Nested),
-            "N" | "0" => Some(Paging::Shadow),
-            _ => None,
-        }
+        Paging::of_value(parameters.get(self.parameter)?)
     }
 
     /// The argument that asks for it.
     fn argument(&self, paging: Paging) -> String {
-        let value = match paging {
-            Paging::Nested => 1,
-            Paging::Shadow => 0,
-        };
-        format!("{}={value}", self.parameter)
+        paging.assigned(self.parameter)
     }
 
     /// Waits, for not longer than this, until nobody uses it.

@@ -22,31 +22,6 @@ use crate::run::{defaults, value_of};
 use crate::step::{self, Step};
 use crate::{signals, workspace};
 
-impl Paging {
-    const BOTH: [Self; 2] = [Self::Nested, Self::Shadow];
-
-    /// As a profile has it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Nested => "nested",
-            Self::Shadow => "shadow",
-        }
-    }
-
-    /// The parameter of this vendor's module: `npt=0`.
-    pub(crate) fn parameter(self, host: Host) -> String {
-        let name = match host {
-            Host::Amd => "npt",
-            Host::Intel => "ept",
-        };
-        let value = match self {
-            Self::Nested => 1,
-            Self::Shadow => 0,
-        };
-        format!("{name}={value}")
-    }
-}
-
 /// Which paging the user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Wish {
@@ -101,22 +76,9 @@ struct ThisMachine<'b> {
 }
 
 impl ThisMachine<'_> {
-    /// What its module was loaded with; `None` where nothing says so.
-    fn has(&self) -> Option<Paging> {
-        let parameters = ["kvm_intel/parameters/ept", "kvm_amd/parameters/npt"];
-        let mut values = parameters
-            .iter()
-            .filter_map(|parameter| fs::read_to_string(self.modules.join(parameter)).ok());
-        match values.next()?.trim() {
-            "Y" | "1" => Some(Paging::Nested),
-            "N" | "0" => Some(Paging::Shadow),
-            _ => None,
-        }
-    }
-
     /// Why it does not do this; whether its module can be loaded anew is found out by doing so.
     fn refuses(&self, wish: Wish) -> Option<&'static str> {
-        match (self.has(), wish.kinds()) {
+        match (Paging::of_machine(self.modules), wish.kinds()) {
             (Some(has), [only]) if has == *only => None,
             (Some(_), _) if self.reload => None,
             (Some(_), _) => Some(

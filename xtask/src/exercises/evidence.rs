@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::inside::{Said, Told};
-use super::plan::Paging;
 use super::profile::Profile;
 use super::survey::Survey;
+use crate::kvm_module::Paging;
 
 /// One lab's.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::evidence::{Boot, Evidence};
 use super::inside::Said;
-use super::plan::Paging;
+use crate::kvm_module::Paging;
 
 /// A lab in which nothing was run.
 pub(crate) fn lab(title: &str) -> Evidence {

@@ -3,24 +3,21 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::{fs, thread};
 
 use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
 
 use super::evidence::{Boot, Evidence};
 use super::inside::{Order, Orders, Said, Told};
-use super::plan::{self, Exercise, Paging, Run, What};
+use super::plan::{self, Exercise, Run, What};
 use super::profile::Profile;
 use crate::build::Built;
-use crate::lab::{self, Host, Job, Version};
+use crate::kvm_module::Paging;
+use crate::lab::{self, Host, Job, Version, process};
 use crate::step::{self, Ended, Step};
 use crate::test::at_once;
 
@@ -143,7 +140,7 @@ impl Errand<'_> {
     /// What `exitvisor paging` says of nested and shadow profiles; nothing where one is missing.
     fn comparisons(&self, host: Host) -> Vec<(&'static str, Result<String, String>)> {
         let files = |runs: &[&str]| -> Vec<PathBuf> {
-            let pagings = [Paging::Nested, Paging::Shadow];
+            let pagings = Paging::BOTH;
             let units = pagings.map(|paging| Unit { host, paging });
             let of_unit = |unit: Unit| runs.iter().map(move |run| unit.file(self.raw, run));
             units.into_iter().flat_map(of_unit).collect()
@@ -180,7 +177,7 @@ impl Errand<'_> {
     /// The boots of labs that are needed, the longest first.
     fn units(&self) -> Vec<Unit> {
         let mut units = Vec::new();
-        for paging in [Paging::Nested, Paging::Shadow] {
+        for paging in Paging::BOTH {
             for host in [Host::Intel, Host::Amd] {
                 let unit = Unit { host, paging };
                 if self.hosts.contains(&host) && !self.runs(unit).is_empty() {
@@ -246,22 +243,14 @@ impl Errand<'_> {
         let file = folder.path().join("orders.json");
         fs::write(&file, serde_json::to_vec(&orders)?).context("cannot write the orders")?;
 
-        let mut command = Command::new(crate::workspace::this_program()?);
-        command.args(["exercises-lab", unit.host.name(), unit.paging.name()]);
-        command.arg("--exitvisor").arg(&self.built.exitvisor);
-        command.arg("--firmware").arg(&self.built.firmware);
-        command.arg("--guest-kernel").arg(&self.built.guest_kernel);
+        let mut command = process::command("exercises-lab", self.built)?;
+        command.args([unit.host.name(), unit.paging.name()]);
         command
             .arg("--orders")
             .arg(&file)
             .arg("--raw")
             .arg(self.raw);
-        command.stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let die_with_us = || prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into);
-        // SAFETY: between fork and exec the closure makes one system call.
-        unsafe { command.pre_exec(die_with_us) };
-        let mut child = command.spawn().context("cannot start xtask")?;
+        let mut child = process::spawn(command)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut said = String::new();
         let told = thread::scope(|scope| {
@@ -343,12 +332,8 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub(crate) struct OneLab {
     host: Host,
     paging: Paging,
-    #[arg(long)]
-    exitvisor: PathBuf,
-    #[arg(long)]
-    firmware: PathBuf,
-    #[arg(long)]
-    guest_kernel: PathBuf,
+    #[command(flatten)]
+    built: Built,
     #[arg(long)]
     orders: PathBuf,
     #[arg(long)]
@@ -358,16 +343,10 @@ pub(crate) struct OneLab {
 impl OneLab {
     /// Boots the lab; what is told inside goes to stdout, a line for each run to stderr.
     pub(crate) fn run(self) -> anyhow::Result<u8> {
-        let built = Built {
-            exitvisor: self.exitvisor,
-            firmware: self.firmware,
-            guest_kernel: self.guest_kernel,
-        };
         let this = crate::workspace::this_program()?;
         let mut job = Job::new(self.host, this)?;
-        job.with_guests(&built)?;
-        let module_arg = self.paging.module_arg(self.host);
-        job.module_args = module_arg.into_iter().map(str::to_owned).collect();
+        job.with_guests(&self.built)?;
+        job.module_args = vec![self.paging.parameter(self.host)];
         job.args = vec!["exercises-in-lab".into(), self.orders.into()];
         job.cwd = self.raw;
         Ok(lab::run(&job)?.status)

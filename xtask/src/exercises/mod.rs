@@ -389,7 +389,7 @@ mod tests {
     fn labs_that_brought_nothing_are_said_so() {
         let mut evidence = fixtures::lab("AMD lab");
         let boots = &mut evidence.boots;
-        boots.insert(plan::Paging::Nested, Err("no QEMU".to_owned()));
+        boots.insert(crate::kvm_module::Paging::Nested, Err("no QEMU".to_owned()));
         for exercise in Exercise::value_variants() {
             let answered = answers::answer(*exercise, std::slice::from_ref(&evidence));
             assert!(answered.checks.is_empty(), "{answered:?}");

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::lab::Host;
+use crate::kvm_module::Paging;
 
 /// The exercises, in the order of the document.
 #[derive(
@@ -32,32 +32,6 @@ impl Exercise {
     pub(crate) fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-}
-
-/// How KVM translates the guest's addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
-pub(crate) enum Paging {
-    Nested,
-    Shadow,
-}
-
-impl Paging {
-    /// For people, and in names of files.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Nested => "nested",
-            Self::Shadow => "shadow",
-        }
-    }
-
-    /// The parameter of the vendor's module that asks for it; nested is the default.
-    pub(crate) fn module_arg(self, host: Host) -> Option<&'static str> {
-        match (self, host) {
-            (Self::Nested, _) => None,
-            (Self::Shadow, Host::Amd) => Some("npt=0"),
-            (Self::Shadow, Host::Intel) => Some("ept=0"),
-        }
     }
 }
 

@@ -14,6 +14,7 @@ mod memory;
 pub(crate) mod modprobe;
 mod packages;
 pub(crate) mod perf;
+pub(crate) mod process;
 mod programs;
 mod protocol;
 mod qemu;

@@ -4,22 +4,18 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
 
 use super::inside;
 use super::suite::Suite;
 use crate::build::{Built, Executable};
-use crate::lab::{self, Job};
+use crate::lab::{self, Job, process};
 use crate::{step, workspace};
 
 /// The status of a lab that cannot be set up (EX_UNAVAILABLE).
@@ -97,11 +93,8 @@ impl Plan {
     /// Runs one lab, in a process of its own; its lines are shown with its name in front.
     fn run_suite(&self, suite: Suite) -> anyhow::Result<Report> {
         let start = Instant::now();
-        let mut command = Command::new(crate::workspace::this_program()?);
-        command.arg("test-lab").arg(suite.name());
-        command.arg("--exitvisor").arg(&self.built.exitvisor);
-        command.arg("--firmware").arg(&self.built.firmware);
-        command.arg("--guest-kernel").arg(&self.built.guest_kernel);
+        let mut command = process::command("test-lab", &self.built)?;
+        command.arg(suite.name());
         let wanted = |path: &&PathBuf| suite.wants(&inside::title(path), self.usual);
         command.args(self.programs.iter().filter(wanted));
         for own in self
@@ -112,12 +105,7 @@ impl Plan {
             command.arg("--own").arg(own);
         }
         command.arg("--").args(&self.options);
-        command.stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let die_with_us = || prctl::set_pdeathsig(Signal::SIGTERM).map_err(Into::into);
-        // SAFETY: between fork and exec the closure makes one system call.
-        unsafe { command.pre_exec(die_with_us) };
-        let mut child = command.spawn().context("cannot start xtask")?;
+        let mut child = process::spawn(command)?;
 
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut report = Report {
@@ -219,12 +207,8 @@ fn summary(reports: &[Report]) -> String {
 #[command(hide = true)]
 pub(crate) struct OneLab {
     suite: Suite,
-    #[arg(long)]
-    exitvisor: PathBuf,
-    #[arg(long)]
-    firmware: PathBuf,
-    #[arg(long)]
-    guest_kernel: PathBuf,
+    #[command(flatten)]
+    built: Built,
     /// The hypervisor's own test programs
     #[arg(long)]
     own: Vec<PathBuf>,
@@ -247,17 +231,12 @@ impl OneLab {
             println!("{SKIPPED}all: {error:#}");
             return Ok(NO_LAB);
         }
-        let built = Built {
-            exitvisor: self.exitvisor,
-            firmware: self.firmware,
-            guest_kernel: self.guest_kernel,
-        };
         let this = crate::workspace::this_program()?;
         let mut job = Job::new(suite.host(), this)?;
-        job.with_guests(&built)?;
+        job.with_guests(&self.built)?;
         job.kernel = suite.kernel();
         job.cpus = suite.cpus();
-        job.module_args = suite.module_args().iter().map(|&a| a.to_owned()).collect();
+        job.module_args = vec![suite.paging().parameter(suite.host())];
         job.limit = suite.limit();
         // Nothing is to come back.
         job.cwd = PathBuf::from("/lab/tests");

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use crate::kvm_module::Paging;
 use crate::lab::{Host, Version};
 
 /// A lab, and what runs there.
@@ -78,12 +79,12 @@ impl Suite {
         }
     }
 
-    /// Parameters of KVM's modules.
-    pub(crate) fn module_args(self) -> &'static [&'static str] {
-        match self {
-            Self::AmdShadow => &["npt=0"],
-            Self::IntelShadow => &["ept=0"],
-            _ => &[],
+    /// How its KVM translates addresses.
+    pub(crate) fn paging(self) -> Paging {
+        if self.is_shadowed() {
+            Paging::Shadow
+        } else {
+            Paging::Nested
         }
     }
 

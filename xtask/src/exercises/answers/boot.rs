@@ -4,10 +4,10 @@ use serde_json::json;
 
 use super::super::console;
 use super::super::evidence::Evidence;
-use super::super::plan::Paging;
 use super::super::profile::{Accounts, Milestone, milestone};
 use super::super::results::{Answered, Table, grouped};
 use super::{profiled, row, short};
+use crate::kvm_module::Paging;
 
 pub(super) fn answer(labs: &[Evidence]) -> Answered {
     let mut answered = Answered {

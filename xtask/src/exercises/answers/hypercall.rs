@@ -5,9 +5,9 @@ use serde_json::json;
 
 use super::super::console;
 use super::super::evidence::Evidence;
-use super::super::plan::Paging;
 use super::super::results::{Answered, Table};
 use super::{profiled, row, short};
+use crate::kvm_module::Paging;
 
 pub(super) fn answer(labs: &[Evidence]) -> Answered {
     let mut answered = Answered {

@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::super::console::{self, Answer};
 use super::super::evidence::Evidence;
-use super::super::plan::Paging;
 use super::super::profile::{Profile, reason};
 use super::super::results::{Answered, Table};
 use super::{columns, profiled, row, short};
+use crate::kvm_module::Paging;
 
 /// A run: its layout, and the edition of the SDM's table.
 struct Variant {

@@ -10,9 +10,10 @@ mod reasons;
 
 use super::evidence::{Evidence, Ran};
 use super::labs::arguments;
-use super::plan::{self, Exercise, Paging};
+use super::plan::{self, Exercise};
 use super::profile::Profile;
 use super::results::Answered;
+use crate::kvm_module::Paging;
 use crate::step::Step;
 
 /// The answer to one exercise.

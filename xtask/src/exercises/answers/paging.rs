@@ -3,10 +3,11 @@
 use serde_json::json;
 
 use super::super::evidence::Evidence;
-use super::super::plan::{PAGING_COUNT, Paging, SWEEP_RUNS};
+use super::super::plan::{PAGING_COUNT, SWEEP_RUNS};
 use super::super::profile::{Accounts, Profile, milestone, reason};
 use super::super::results::{Answered, Table, grouped, signed};
 use super::{columns, profiled, row, short};
+use crate::kvm_module::Paging;
 
 /// #PF and other exceptions; INVLPG; a nested page fault.
 const EXCEPTION: u32 = 0;
@@ -88,7 +89,7 @@ fn sweep(answered: &mut Answered, labs: &[Evidence]) {
     };
     for lab in labs {
         for (name, _) in SWEEP_RUNS {
-            for paging in [Paging::Nested, Paging::Shadow] {
+            for paging in Paging::BOTH {
                 profiled(answered, lab, paging, name);
             }
         }

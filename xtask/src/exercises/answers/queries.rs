@@ -4,10 +4,11 @@ use serde_json::json;
 
 use super::super::console::{self, Record};
 use super::super::evidence::Evidence;
-use super::super::plan::{CPUIDS, Paging, QUERIES};
+use super::super::plan::{CPUIDS, QUERIES};
 use super::super::profile::reason;
 use super::super::results::{Answered, Table, grouped, signed};
 use super::{columns, profiled, row, short};
+use crate::kvm_module::Paging;
 
 pub(super) fn answer(labs: &[Evidence]) -> Answered {
     let mut answered = Answered {

@@ -3,11 +3,11 @@
 use serde_json::json;
 
 use super::super::evidence::Evidence;
-use super::super::plan::Paging;
 use super::super::profile::reason;
 use super::super::results::{Answered, Table, grouped};
 use super::leaves::ranges;
 use super::{columns, profiled, row, short};
+use crate::kvm_module::Paging;
 
 pub(super) fn answer(labs: &[Evidence]) -> Answered {
     let mut answered = Answered {
