@@ -22,6 +22,7 @@ pub mod report;
 pub mod run;
 pub mod status;
 pub mod survey;
+pub mod symbols;
 pub mod terminal;
 pub mod vcpu;
 pub mod vm;

@@ -40,6 +40,7 @@ use crate::layout;
 use crate::memory::Ram;
 use crate::platform::irqchip::Wired;
 use crate::profile::KvmKind;
+use crate::symbols::KernelMap;
 
 /// Bits of RFLAGS (SDM vol. 1, 3.4.3).
 const TF: u64 = 1 << 8;
@@ -96,6 +97,8 @@ pub struct Shared {
     pub kernel: Option<Arc<KernelLedger>>,
     /// The exit page, if there is one: like guest memory, it outlives the VM.
     pub exit_page: Option<Arc<ExitPage>>,
+    /// The symbols of the kernel that runs here, once they are known.
+    pub kernel_map: Arc<KernelMap>,
     /// The vCPU threads, so that one can kick another.
     pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
 }

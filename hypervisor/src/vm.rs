@@ -522,6 +522,7 @@ pub fn build(
         sync_regs,
         kernel: kernel.ledger,
         exit_page: exit_page.map(Arc::new),
+        kernel_map: Arc::default(),
         query_log,
         started: OnceLock::new(),
         threads: Mutex::new(vec![None; fds.len()]),
