@@ -14,6 +14,7 @@ pub mod exits;
 pub mod held;
 pub mod host;
 pub mod layout;
+pub mod marks;
 pub mod memory;
 pub mod platform;
 pub mod privileges;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::control::Control;
+use crate::marks::Label;
+use crate::marks::pattern::Patterns;
 
 /// Most bytes held back before they are written.
 const BUFFER: usize = 4096;
@@ -24,6 +26,7 @@ pub struct Console {
     control: Arc<Control>,
     /// The reader is gone: bytes are dropped from then on.
     closed: bool,
+    patterns: Patterns,
 }
 
 impl Console {
@@ -34,7 +37,18 @@ impl Console {
             buffer: Vec::with_capacity(BUFFER),
             control,
             closed: false,
+            patterns: Patterns::default(),
         }
+    }
+
+    /// The same, looking for these in what it is given.
+    pub fn looking_for(self, patterns: Patterns) -> Self {
+        Self { patterns, ..self }
+    }
+
+    /// What has been seen since this was asked last.
+    pub fn take_seen(&mut self) -> Vec<Label> {
+        self.patterns.take_seen()
     }
 
     /// Writes what is held back. A reader that is slow holds up the guest, not our end: the kick
@@ -70,6 +84,7 @@ impl Console {
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for &byte in bytes {
+            self.patterns.feed(byte);
             self.buffer.push(byte);
             if byte == b'\n' || self.buffer.len() >= BUFFER {
                 self.drain();

@@ -15,6 +15,8 @@ pub enum Cause {
     PowerOff,
     /// The guest reset the machine.
     Reset,
+    /// The milestone of this name was reached.
+    Milestone(String),
     /// The guest reset the machine more often than it may.
     ResetLimit,
     /// Triple fault on this vCPU.

@@ -9,6 +9,7 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::Console;
+use crate::marks::Label;
 
 /// The interrupt-enable register, and its bit for received data.
 const IER: u8 = 1;
@@ -82,6 +83,11 @@ impl Com1 {
             return Vec::new();
         }
         state.in_buffer
+    }
+
+    /// What has been seen on the console since this was asked last.
+    pub fn take_seen(&mut self) -> Vec<Label> {
+        self.uart.writer_mut().take_seen()
     }
 
     /// Writes out what the console holds back.

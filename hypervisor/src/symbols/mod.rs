@@ -4,11 +4,31 @@
 //! kernel runs is another matter (KASLR), and is known only once it runs: [`KernelMap`] keeps both, is
 //! written once, and read by anybody.
 
+pub mod files;
+pub mod kallsyms;
+pub mod running;
 mod table;
 
 use std::sync::{Arc, OnceLock};
 
 pub use table::{Builder, Named, Symbols};
+
+/// What is kept of a kernel's symbols: code, and the bounds of what is looked up in it. Data would be as
+/// much again.
+fn is_wanted(kind: u8, name: &str) -> bool {
+    let is_bound = |name: &str| {
+        let bounds = [
+            "_text",
+            "_etext",
+            "_end",
+            "_sinittext",
+            "_einittext",
+            "initial_code",
+        ];
+        bounds.contains(&name) || name.starts_with("__initcall") && name.ends_with("_start")
+    };
+    matches!(kind, b't' | b'T' | b'w' | b'W') || is_bound(name) || name == "__initcall_end"
+}
 
 /// A kernel's symbols, and where it has been put.
 #[derive(Clone, Debug)]

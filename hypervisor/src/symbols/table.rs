@@ -120,6 +120,13 @@ impl Builder {
         self.symbols.is_empty()
     }
 
+    /// Moves all that were added, modulo 2^64.
+    pub fn shift(&mut self, by: u64) {
+        for (address, ..) in &mut self.symbols {
+            *address = address.wrapping_add(by);
+        }
+    }
+
     /// The table.
     pub fn finish(mut self) -> Symbols {
         // Stable: what was added first comes first of those at one address.
