@@ -69,6 +69,8 @@ pub struct Vm {
     pub sources: Vec<SourceInfo>,
     /// The files that were loaded.
     pub images: Vec<Loaded>,
+    /// How the kernel is entered, for people.
+    pub boot: String,
     /// Set once the guest listens to its console.
     pub listening: Arc<AtomicBool>,
     /// What it took to fill memory in before.
@@ -397,6 +399,12 @@ pub fn build(
     let behind = behind(config, held);
     let kernels = || std::iter::once(&image).chain(&behind);
     let linux = kernels().any(Kernel::is_linux);
+    let entered = match &behind {
+        _ if config.firmware.is_none() => entry.name().to_owned(),
+        // The firmware boots a bzImage by Linux's own protocol, all else by PVH.
+        Some(Kernel::BzImage(_)) => format!("{} via firmware", Entry::Linux(0).name()),
+        _ => format!("{} via firmware", entry.name()),
+    };
     let initrd_max = kernels().map(Kernel::initrd_max).min().unwrap_or(u64::MAX);
     if linux && kind == KvmKind::Software {
         return Err(refuse_linux(config));
@@ -430,7 +438,12 @@ pub fn build(
         .map_err(kvm_error("an interrupt line for COM1"))?;
     let out = console_file(config.console).map_err(host_error("duplicate the console"))?;
     let listening = Arc::new(AtomicBool::new(false));
-    let com1 = Com1::new(line, Console::new(out, control.clone()), listening.clone());
+    let console = Console::new(out, control.clone());
+    let console = match linux {
+        true => console.listening(),
+        false => console,
+    };
+    let com1 = Com1::new(line, console, listening.clone());
     let query_log = match config.log_queries {
         true => {
             let out = console_file(ConsoleTarget::Stderr)
@@ -538,6 +551,7 @@ pub fn build(
         tsc_khz,
         sources,
         images: boot.images,
+        boot: entered,
         listening,
         prefault_time,
         fd,

@@ -4,5 +4,6 @@ pub mod absent;
 pub mod console;
 pub mod control;
 pub mod ioapic;
+pub mod last_words;
 pub mod ports;
 pub mod serial;

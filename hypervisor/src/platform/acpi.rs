@@ -157,10 +157,10 @@ pub fn tables(cpus: u32, irqchip: Kind) -> Result<Tables, PlatformError> {
     let xsdt = place_at(xsdt_at, "xsdt.dat", &xsdt(&[facp_at, apic.address]).0);
     let rsdp = place_at(rsdp_at, "rsdp.dat", &Rsdp::new(OEM, xsdt_at));
     let end = dsdt.address + dsdt.bytes.len() as u64;
-    if end > layout::HIGH_START {
+    if end > layout::BIOS_RESET {
         return Err(PlatformError::AcpiTooLarge {
             bytes: end - layout::ACPI,
-            room: layout::HIGH_START - layout::ACPI,
+            room: layout::BIOS_RESET - layout::ACPI,
         });
     }
     Ok(Tables {

@@ -175,7 +175,7 @@ pub struct Machine {
     pub leaves: [u32; 4],
     /// Edition of the SDM table: `current` or `2020`.
     pub sdm: String,
-    /// How the kernel was entered: `PVH`, `PVH via firmware`.
+    /// How the kernel was entered: `PVH`, `Linux 64-bit`; `… via firmware`.
     pub boot: String,
     /// How hypercalls reached the VMM: `xen` (KVM passed every one on, as KVM_EXIT_XEN) or `gate`
     /// (a breakpoint on the instruction); absent before version 3.

@@ -59,6 +59,11 @@ pub(super) fn end(
             let detail = format!("the guest reset itself more often than --max-resets {most}");
             (status::RESET_LIMIT, EndKind::ResetLimit, detail)
         }
+        Cause::Panic(message) => (
+            status::CRASH,
+            EndKind::Crash,
+            format!("the guest's kernel panicked: {message}"),
+        ),
         Cause::TripleFault(vcpu) => (
             status::TRIPLE_FAULT,
             EndKind::TripleFault,
@@ -153,6 +158,7 @@ mod tests {
             (Cause::PowerOff, 0, false),
             (Cause::Reset, 0, false),
             (Cause::ResetLimit, 85, true),
+            (Cause::Panic("x".into()), 82, true),
             (Cause::TripleFault(0), 81, true),
             (Cause::Timeout, 80, true),
             (Cause::Signal(libc::SIGINT), 130, true),
