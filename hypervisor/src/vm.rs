@@ -26,7 +26,8 @@ use crate::boot::{Entry, Protocol, arguments};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
 use crate::devices::control::Control;
-use crate::devices::serial::Com1;
+use crate::devices::serial::{Com1, Registers};
+use crate::devices::status_page::{Slot, StatusPage};
 use crate::error::{Error, host as host_error, kvm as kvm_error};
 use crate::exits::books::Books;
 use crate::exits::gate::{Gate, Gates};
@@ -256,6 +257,7 @@ fn load(
         timer_hz: told.timer_hz,
         resets: told.resets,
         exit_page: told.exit_page,
+        com1: config.com1,
     };
     let described = platform::describe(memory, &machine)?;
     if told.resets == 0 {
@@ -368,6 +370,18 @@ fn exit_page(
     Ok(Some(page))
 }
 
+/// Makes the page of COM1's registers.
+fn status_page(kvm: &Kvm, vm: &VmFd, control: &Arc<Control>) -> Result<StatusPage, Error> {
+    if !Slot::is_possible(vm) {
+        let what = "--console page: this KVM has no read-only memory (KVM_CAP_READONLY_MEM): leave it \
+                    out";
+        return Err(Error::NoKvm(what.to_owned()));
+    }
+    let slot = Slot::new(irqchip::another(kvm, vm)?);
+    StatusPage::new(Box::new(slot), control.clone())
+        .map_err(host_error("make a page for the console"))
+}
+
 /// Builds the VM, as it is after this many resets. What takes long goes on no further once `stop` says
 /// that somebody wants the run to end.
 pub fn build(
@@ -402,7 +416,7 @@ pub fn build(
         return Err(refuse_linux(config));
     }
     let cmdline = match linux {
-        true => arguments::with(&config.cmdline),
+        true => arguments::with(&config.cmdline, config.com1),
         false => config.cmdline.clone(),
     };
     let kvm = held.kvm(open_kvm)?;
@@ -431,6 +445,10 @@ pub fn build(
     let out = console_file(config.console).map_err(host_error("duplicate the console"))?;
     let listening = Arc::new(AtomicBool::new(false));
     let com1 = Com1::new(line, Console::new(out, control.clone()), listening.clone());
+    let com1 = match config.com1 {
+        Registers::Ports => com1,
+        Registers::Page => com1.with_page(status_page(&kvm, &fd, &control)?),
+    };
     let query_log = match config.log_queries {
         true => {
             let out = console_file(ConsoleTarget::Stderr)
@@ -513,6 +531,7 @@ pub fn build(
         hypercalls,
         milestones: Milestones::new(boot.names),
         com1: Mutex::new(com1),
+        has_status_page: config.com1 == Registers::Page,
         ioapic,
         control,
         layout: config.leaves.layout,

@@ -6,3 +6,4 @@ pub mod control;
 pub mod ioapic;
 pub mod ports;
 pub mod serial;
+pub mod status_page;
