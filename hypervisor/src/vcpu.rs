@@ -26,6 +26,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::devices::absent;
 use crate::devices::console::Console;
 use crate::devices::control::{Cause, Control};
+use crate::devices::pci::EmptyBus;
 use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
 use crate::exits::books::{Asks, Books, Figures, Scratch};
@@ -76,6 +77,8 @@ pub struct Shared {
     pub com1: Mutex<Com1>,
     /// COM1's registers are a page.
     pub has_status_page: bool,
+    /// An empty PCI bus, where Linux is told of one.
+    pub empty_bus: Option<EmptyBus>,
     /// The IOAPIC, where it is not KVM's.
     pub ioapic: Option<Wired>,
     /// How the run ends.
@@ -665,7 +668,11 @@ impl Vcpu {
                 Request::OwnSection(opens) => self.own_section(opens),
             },
             _ if absent::resets(port, access) => self.finish(Cause::Reset),
-            _ => {}
+            _ => {
+                if let Some(bus) = &self.shared.empty_bus {
+                    bus.write(port, access);
+                }
+            }
         }
     }
 
@@ -681,7 +688,11 @@ impl Vcpu {
                 }
             }
             port::BASE..=port::LAST => self.ports.read(port, access),
-            _ => {}
+            _ => {
+                if let Some(bus) = &self.shared.empty_bus {
+                    bus.read(port, access);
+                }
+            }
         }
     }
 

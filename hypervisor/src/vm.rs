@@ -26,6 +26,7 @@ use crate::boot::{Entry, Protocol, arguments};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
 use crate::devices::control::Control;
+use crate::devices::pci::EmptyBus;
 use crate::devices::serial::{Com1, Registers};
 use crate::devices::status_page::{Slot, StatusPage};
 use crate::error::{Error, host as host_error, kvm as kvm_error};
@@ -39,6 +40,7 @@ use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
 use crate::memory::prefault::{self, Prefault};
 use crate::memory::{self, Memory};
+use crate::platform::cpuid::Shape;
 use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
 use crate::vcpu::{Shared, Vcpu};
@@ -147,18 +149,14 @@ fn prepare(vm: &VmFd, kvm_kind: KvmKind, wish: Wish) -> Result<Mechanism, Error>
 }
 
 /// Creates a vCPU with its CPUID table.
-fn create_vcpu(
-    vm: &VmFd,
-    index: u32,
-    supported: &CpuId,
-    config: &Config,
-    exit_page: bool,
-    deadline: bool,
-) -> Result<VcpuFd, Error> {
+fn create_vcpu(vm: &VmFd, index: u32, supported: &CpuId, shape: &Shape) -> Result<VcpuFd, Error> {
     let fd = vm.create_vcpu(index.into()).map_err(kvm_error("a vCPU"))?;
-    let apic_id = u8::try_from(index).unwrap_or(u8::MAX);
-    let layout = config.leaves.layout;
-    let table = platform::cpuid::table(supported, apic_id, layout, exit_page, deadline)
+    let shape = Shape {
+        apic_id: u8::try_from(index).unwrap_or(u8::MAX),
+        tsc_khz: fd.get_tsc_khz().unwrap_or(0),
+        ..*shape
+    };
+    let table = platform::cpuid::table(supported, &shape)
         .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
     fd.set_cpuid2(&table)
         .map_err(kvm_error("the CPUID table"))?;
@@ -479,12 +477,20 @@ pub fn build(
     };
     let boot = load(config, &memory, image, &mut held.files, told)?;
 
-    let has_page = exit_page.is_some();
+    let shape = Shape {
+        apic_id: 0,
+        cpus: config.cpus.get(),
+        layout: config.leaves.layout,
+        exit_page: exit_page.is_some(),
+        deadline,
+        tsc_khz: 0,
+        timer_hz,
+    };
     let mut fds = Vec::new();
     let mut books = Vec::new();
     let mut sources = Vec::new();
     for index in 0..config.cpus.get() {
-        let vcpu = create_vcpu(&fd, index, &supported, config, has_page, deadline)?;
+        let vcpu = create_vcpu(&fd, index, &supported, &shape)?;
         let ledger = Arc::new(Ledger::default());
         let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, &kernel, hypercalls);
         books.push(book);
@@ -531,6 +537,7 @@ pub fn build(
         hypercalls,
         milestones: Milestones::new(boot.names),
         com1: Mutex::new(com1),
+        empty_bus: (linux && arguments::has_empty_bus(&cmdline)).then(EmptyBus::default),
         has_status_page: config.com1 == Registers::Page,
         ioapic,
         control,
