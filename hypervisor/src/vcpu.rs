@@ -26,6 +26,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::devices::absent;
 use crate::devices::console::Console;
 use crate::devices::control::{Cause, Control};
+use crate::devices::pci::EmptyBus;
 use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
 use crate::exits::books::{Asks, Books, Figures, Scratch};
@@ -74,6 +75,10 @@ pub struct Shared {
     pub milestones: Milestones,
     /// COM1.
     pub com1: Mutex<Com1>,
+    /// COM1's registers are a page.
+    pub has_status_page: bool,
+    /// An empty PCI bus, where Linux is told of one.
+    pub empty_bus: Option<EmptyBus>,
     /// The IOAPIC, where it is not KVM's.
     pub ioapic: Option<Wired>,
     /// How the run ends.
@@ -110,6 +115,12 @@ impl Shared {
         let offset = address.checked_sub(layout::IO_APIC)?;
         (offset < 0x1000).then_some(())?;
         Some((self.ioapic.as_ref()?, offset))
+    }
+
+    /// The offset in COM1's page, if that is where this address is and COM1 has one.
+    fn status_page_at(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(layout::STATUS_PAGE)?;
+        (self.has_status_page && offset < 0x1000).then_some(offset)
     }
 
     /// When the VM started: now, if it had not.
@@ -455,19 +466,30 @@ impl Vcpu {
                 data.fill(0);
                 if let Some((ioapic, offset)) = self.shared.ioapic_at(address) {
                     ioapic.read(offset, data);
+                } else if let Some(offset) = self.shared.status_page_at(address) {
+                    self.shared.com1().load(offset, data);
                 }
                 done(Reason::EPT_MISCONFIG, Owner::Guest, Action::Continue)
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
+                let mut reason = Reason::EPT_MISCONFIG;
                 let written = match self.shared.ioapic_at(address) {
                     Some((ioapic, offset)) => ioapic.write(offset, data),
-                    None => Ok(()),
+                    None => {
+                        if let Some(offset) = self.shared.status_page_at(address)
+                            && self.shared.com1().store(offset, data)
+                        {
+                            // A page is there, and forbids writing.
+                            reason = Reason::EPT_VIOLATION;
+                        }
+                        Ok(())
+                    }
                 };
                 let action = match written {
                     Ok(()) => Action::Continue,
                     Err(error) => Action::Finish(Cause::Kvm(error.to_string())),
                 };
-                done(Reason::EPT_MISCONFIG, Owner::Guest, action)
+                done(reason, Owner::Guest, action)
             }
             Ok(VcpuExit::Debug(arch)) => {
                 let gated = gate::slot_hit(&self.slots, arch.dr6, arch.pc).is_some();
@@ -646,7 +668,11 @@ impl Vcpu {
                 Request::OwnSection(opens) => self.own_section(opens),
             },
             _ if absent::resets(port, access) => self.finish(Cause::Reset),
-            _ => {}
+            _ => {
+                if let Some(bus) = &self.shared.empty_bus {
+                    bus.write(port, access);
+                }
+            }
         }
     }
 
@@ -658,11 +684,15 @@ impl Vcpu {
             port::COM1..=COM1_LAST => {
                 let mut com1 = self.shared.com1();
                 for (offset, byte) in (port - port::COM1..8).zip(access) {
-                    *byte = com1.read(offset as u8);
+                    *byte = com1.read(offset as u8).unwrap_or(*byte);
                 }
             }
             port::BASE..=port::LAST => self.ports.read(port, access),
-            _ => {}
+            _ => {
+                if let Some(bus) = &self.shared.empty_bus {
+                    bus.read(port, access);
+                }
+            }
         }
     }
 

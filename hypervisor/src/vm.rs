@@ -26,7 +26,9 @@ use crate::boot::{Entry, Protocol, arguments};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
 use crate::devices::control::Control;
-use crate::devices::serial::Com1;
+use crate::devices::pci::EmptyBus;
+use crate::devices::serial::{Com1, Registers};
+use crate::devices::status_page::{Slot, StatusPage};
 use crate::error::{Error, host as host_error, kvm as kvm_error};
 use crate::exits::books::Books;
 use crate::exits::gate::{Gate, Gates};
@@ -38,6 +40,7 @@ use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
 use crate::memory::prefault::{self, Prefault};
 use crate::memory::{self, Memory};
+use crate::platform::cpuid::Shape;
 use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
 use crate::vcpu::{Shared, Vcpu};
@@ -148,18 +151,14 @@ fn prepare(vm: &VmFd, kvm_kind: KvmKind, wish: Wish) -> Result<Mechanism, Error>
 }
 
 /// Creates a vCPU with its CPUID table.
-fn create_vcpu(
-    vm: &VmFd,
-    index: u32,
-    supported: &CpuId,
-    config: &Config,
-    exit_page: bool,
-    deadline: bool,
-) -> Result<VcpuFd, Error> {
+fn create_vcpu(vm: &VmFd, index: u32, supported: &CpuId, shape: &Shape) -> Result<VcpuFd, Error> {
     let fd = vm.create_vcpu(index.into()).map_err(kvm_error("a vCPU"))?;
-    let apic_id = u8::try_from(index).unwrap_or(u8::MAX);
-    let layout = config.leaves.layout;
-    let table = platform::cpuid::table(supported, apic_id, layout, exit_page, deadline)
+    let shape = Shape {
+        apic_id: u8::try_from(index).unwrap_or(u8::MAX),
+        tsc_khz: fd.get_tsc_khz().unwrap_or(0),
+        ..*shape
+    };
+    let table = platform::cpuid::table(supported, &shape)
         .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
     fd.set_cpuid2(&table)
         .map_err(kvm_error("the CPUID table"))?;
@@ -258,6 +257,7 @@ fn load(
         timer_hz: told.timer_hz,
         resets: told.resets,
         exit_page: told.exit_page,
+        com1: config.com1,
     };
     let described = platform::describe(memory, &machine)?;
     if told.resets == 0 {
@@ -370,6 +370,18 @@ fn exit_page(
     Ok(Some(page))
 }
 
+/// Makes the page of COM1's registers.
+fn status_page(kvm: &Kvm, vm: &VmFd, control: &Arc<Control>) -> Result<StatusPage, Error> {
+    if !Slot::is_possible(vm) {
+        let what = "--console page: this KVM has no read-only memory (KVM_CAP_READONLY_MEM): leave it \
+                    out";
+        return Err(Error::NoKvm(what.to_owned()));
+    }
+    let slot = Slot::new(irqchip::another(kvm, vm)?);
+    StatusPage::new(Box::new(slot), control.clone())
+        .map_err(host_error("make a page for the console"))
+}
+
 /// Builds the VM, as it is after this many resets. What takes long goes on no further once `stop` says
 /// that somebody wants the run to end.
 pub fn build(
@@ -410,7 +422,7 @@ pub fn build(
         return Err(refuse_linux(config));
     }
     let cmdline = match linux {
-        true => arguments::with(&config.cmdline),
+        true => arguments::with(&config.cmdline, config.com1),
         false => config.cmdline.clone(),
     };
     let kvm = held.kvm(open_kvm)?;
@@ -444,6 +456,10 @@ pub fn build(
         false => console,
     };
     let com1 = Com1::new(line, console, listening.clone());
+    let com1 = match config.com1 {
+        Registers::Ports => com1,
+        Registers::Page => com1.with_page(status_page(&kvm, &fd, &control)?),
+    };
     let query_log = match config.log_queries {
         true => {
             let out = console_file(ConsoleTarget::Stderr)
@@ -474,12 +490,20 @@ pub fn build(
     };
     let boot = load(config, &memory, image, &mut held.files, told)?;
 
-    let has_page = exit_page.is_some();
+    let shape = Shape {
+        apic_id: 0,
+        cpus: config.cpus.get(),
+        layout: config.leaves.layout,
+        exit_page: exit_page.is_some(),
+        deadline,
+        tsc_khz: 0,
+        timer_hz,
+    };
     let mut fds = Vec::new();
     let mut books = Vec::new();
     let mut sources = Vec::new();
     for index in 0..config.cpus.get() {
-        let vcpu = create_vcpu(&fd, index, &supported, config, has_page, deadline)?;
+        let vcpu = create_vcpu(&fd, index, &supported, &shape)?;
         let ledger = Arc::new(Ledger::default());
         let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, &kernel, hypercalls);
         books.push(book);
@@ -526,6 +550,8 @@ pub fn build(
         hypercalls,
         milestones: Milestones::new(boot.names),
         com1: Mutex::new(com1),
+        empty_bus: (linux && arguments::has_empty_bus(&cmdline)).then(EmptyBus::default),
+        has_status_page: config.com1 == Registers::Page,
         ioapic,
         control,
         layout: config.leaves.layout,

@@ -5,6 +5,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::pvh::Module;
+use crate::devices::serial::Registers;
 use crate::layout;
 use crate::memory::Memory;
 
@@ -14,6 +15,7 @@ pub mod cpuid;
 pub mod dump;
 pub mod fdt;
 pub mod irqchip;
+mod ratio;
 
 /// What can go wrong while the machine is described. None of it is the user's doing.
 #[derive(Debug, Error)]
@@ -63,6 +65,8 @@ pub struct Machine<'a> {
     pub resets: u32,
     /// Bytes of the exit page, if there is one.
     pub exit_page: Option<u64>,
+    /// Where COM1's registers are.
+    pub com1: Registers,
 }
 
 /// The descriptions, as they lie in guest memory.
@@ -87,7 +91,7 @@ impl Described {
 
 /// Describes the machine and writes the descriptions into guest memory.
 pub fn describe(memory: &Memory, machine: &Machine<'_>) -> Result<Described, PlatformError> {
-    let acpi = acpi::tables(machine.cpus, machine.irqchip)?;
+    let acpi = acpi::tables(machine.cpus, machine.irqchip, machine.com1)?;
     for table in acpi.all() {
         memory
             .write_slice(&table.bytes, GuestAddress(table.address))
@@ -119,6 +123,7 @@ pub(crate) mod tests {
             timer_hz: 1_000_000_000,
             resets: 0,
             exit_page: Some(0x9000),
+            com1: Registers::Ports,
         }
     }
 

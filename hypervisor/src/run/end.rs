@@ -120,6 +120,7 @@ mod tests {
     fn config() -> Config {
         Config {
             boot: crate::boot::Protocol::Auto,
+            com1: crate::devices::serial::Registers::Ports,
             irqchip: crate::platform::irqchip::Wish::Auto,
             firmware: None,
             kernel: "kernel".into(),
