@@ -76,6 +76,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         gates,
         memory,
         histograms: first_histograms,
+        culprits,
         ..
     } = first;
     let end = end::end(&cause, config, &standings, at);
@@ -105,6 +106,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         gates,
         memory,
         histograms: first_histograms,
+        culprits,
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,
         reboots_dropped: reboots.dropped,
