@@ -77,6 +77,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         gates,
         memory,
         histograms: first_histograms,
+        culprits,
         ..
     } = first;
     let end = end::end(&cause, config, &standings, at);
@@ -107,6 +108,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         gates,
         memory,
         histograms: first_histograms,
+        culprits,
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,
         reboots_dropped: reboots.dropped,
