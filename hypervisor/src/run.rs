@@ -17,7 +17,7 @@ use crate::held::Held;
 use crate::profile::passes::Reboots;
 use crate::profile::{KvmKind, Machine, Pass, Profile, ReasonInfo, SCHEMA, Tool, VERSION};
 use crate::vm::{self, Vm};
-use crate::{host, privileges};
+use crate::{host, privileges, status};
 
 use session::{Outcome, Session};
 
@@ -46,6 +46,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         mut standings,
         mut at,
         pass: first,
+        notes,
     } = session.pass(config, vm);
     let mut reboots = Reboots::default();
     for resets in 1.. {
@@ -72,6 +73,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         end: first_end,
         milestones,
         milestones_dropped,
+        milestones_missed,
         total,
         vcpus,
         gates,
@@ -80,7 +82,23 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         culprits,
         ..
     } = first;
-    let end = end::end(&cause, config, &standings, at);
+    let mut end = end::end(&cause, config, &standings, at);
+    notes.iter().for_each(|note| tell(note));
+    let passes = reboots.kept.iter().map(|pass| &pass.milestones_missed);
+    let passes = passes.collect::<Vec<_>>();
+    for missed in &milestones_missed {
+        let asked = config.milestones.asks_for(&missed.name);
+        if asked
+            && passes
+                .iter()
+                .all(|pass| pass.iter().any(|m| m.name == missed.name))
+        {
+            tell(&format!("milestone {:?}: {}", missed.name, missed.why));
+            if end.status == 0 {
+                end.status = status::MISSED;
+            }
+        }
+    }
     let rebooted = !reboots.kept.is_empty() || reboots.dropped > 0;
     let differs = rebooted || first_end.kind != end.kind;
     Ok(Profile {
@@ -103,6 +121,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         end,
         milestones,
         milestones_dropped,
+        milestones_missed,
         total,
         vcpus,
         gates,

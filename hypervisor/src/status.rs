@@ -38,6 +38,8 @@ statuses! {
     GROWTH = 84;
     /// The guest reset itself more often than `--max-resets` allows.
     RESET_LIMIT = 85;
+    /// A milestone that was asked for was not reached, although the guest ended well.
+    MISSED = 86;
     /// Interrupted by SIGHUP (128 + 1).
     HUNG_UP = 129;
     /// Interrupted by Ctrl-C or the escape key (128 + SIGINT).

@@ -33,14 +33,16 @@ use crate::exits::books::{Asks, Books, Figures, Scratch};
 use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
 use crate::exits::hypercall::{Call, Mechanism};
 use crate::exits::ledger::{Entry, Ledger, Owner};
-use crate::exits::milestone::{Clocks, Milestones, Name};
+use crate::exits::milestone::{Clocks, Event, Milestones};
 use crate::exits::page::{ExitPage, Recorder};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
 use crate::layout;
+use crate::marks::{Cpu, Marks};
 use crate::memory::Ram;
 use crate::platform::irqchip::Wired;
 use crate::profile::KvmKind;
+use crate::symbols::KernelMap;
 
 /// Bits of RFLAGS (SDM vol. 1, 3.4.3).
 const TF: u64 = 1 << 8;
@@ -101,6 +103,10 @@ pub struct Shared {
     pub kernel: Option<Arc<KernelLedger>>,
     /// The exit page, if there is one: like guest memory, it outlives the VM.
     pub exit_page: Option<Arc<ExitPage>>,
+    /// The symbols of the kernel that runs here, once they are known.
+    pub kernel_map: Arc<KernelMap>,
+    /// Milestones that are noticed by breakpoints.
+    pub marks: Marks,
     /// The vCPU threads, so that one can kick another.
     pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
 }
@@ -657,10 +663,17 @@ impl Vcpu {
                 for (offset, byte) in (port - port::COM1..8).zip(access) {
                     com1.write(offset as u8, *byte);
                 }
+                let seen = com1.take_seen();
+                drop(com1);
+                for label in seen {
+                    self.milestone(Event::Noticed(label));
+                }
             }
             port::BASE..=port::LAST => match self.ports.write(port, access) {
                 Request::None => {}
-                Request::Milestone { number, name } => self.milestone(number, name),
+                Request::Milestone { number, name } => {
+                    self.milestone(Event::Guest { number, name });
+                }
                 Request::Exit(status) => self.finish(Cause::Exit(status)),
                 Request::Gate { number, address } => self.gate_command(number, address),
                 Request::PowerOff => self.finish(Cause::PowerOff),
@@ -716,7 +729,7 @@ impl Vcpu {
     }
 
     /// Takes a snapshot.
-    fn milestone(&mut self, number: u32, name: Name) {
+    fn milestone(&mut self, event: Event) {
         let turn = self.shared.milestones.turn();
         let clocks = self.shared.clocks();
         let mut asks = Asks::default();
@@ -729,7 +742,10 @@ impl Vcpu {
             asks = self.shared.books.asks();
         }
         let figures = &self.scratch.figures;
-        turn.record(number, name, self.index as u32, clocks, figures, asks);
+        let ends = turn.record(event, self.index as u32, clocks, figures, asks);
+        if let Some(name) = ends {
+            self.finish(Cause::Milestone(name));
+        }
     }
 
     // Gates.
@@ -841,8 +857,55 @@ impl Vcpu {
         self.foreign(arch)
     }
 
+    /// Takes the milestone at which a breakpoint is, arms what comes next everywhere, and lets the
+    /// guest go on.
+    fn at_mark(&mut self, address: u64) -> Result<(), kvm_ioctls::Error> {
+        let regs = self.regs_at_exit()?;
+        let sregs = self.fd.get_sregs()?;
+        let cpu = Cpu {
+            rax: regs.rax,
+            rbx: regs.rbx,
+            rsi: regs.rsi,
+            rsp: regs.rsp,
+            cr3: sregs.cr3,
+            cpl: sregs.ss.dpl,
+        };
+        let shared = self.shared.clone();
+        let reached = shared.marks.reach(address, &cpu);
+        // First of all: what follows takes time.
+        for label in reached.iter().filter_map(|step| step.label.clone()) {
+            self.milestone(Event::Noticed(label));
+        }
+        for step in &reached {
+            let (memory, map) = (&shared.memory, &shared.kernel_map);
+            shared.marks.follow(step, &cpu, memory, map);
+        }
+        if !reached.is_empty()
+            && let Some(generation) = shared.gates.want(|| shared.marks.window())
+        {
+            self.spread(generation)?;
+        }
+        if self.generation != shared.gates.generation() {
+            // Another vCPU was here first: the run loop arms what is wanted now.
+            return Ok(());
+        }
+        let is_here = |slot: &Option<Gate>| slot.is_some_and(|g| g.address == address);
+        match self.slots.iter().position(is_here) {
+            // It was for another privilege level or address space.
+            Some(slot) => {
+                let mut first = [0];
+                let got = self.read_linear(address, &mut first);
+                self.pass(slot, regs, first[..got].first().copied())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Answers at a gate, or passes the instruction unchanged.
     fn at_gate(&mut self, slot: usize, gate: Gate) -> Result<(), kvm_ioctls::Error> {
+        if gate.kind == GateKind::Milestone {
+            return self.at_mark(gate.address);
+        }
         let mut regs = self.regs_at_exit()?;
         let mut bytes = [0; 3];
         let got = self.read_linear(gate.address, &mut bytes);
@@ -874,6 +937,7 @@ impl Vcpu {
                     self.shared.gates.count_hypercall();
                     return self.complete(regs, gate.kind.length());
                 }
+                GateKind::Milestone => {}
             }
         }
         self.shared.gates.count_stepped();

@@ -306,7 +306,7 @@ fn what_is_asked_for() {
             let count = 1;
             profile::fixed::driver(&profile::Ask { kind, index, count }).is_some()
         });
-        let expected: &[u32] = match kind {
+        let expected: &[u64] = match kind {
             MsrWrite => &[0x6E0, 0x80B],
             PortOut => &[0x20, 0x21, 0x40, 0x41, 0x42, 0x43, 0xA0, 0xA1],
             _ => &[],

@@ -9,6 +9,8 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use super::control::{Cause, Control};
 use super::last_words::{Listener, Word};
+use crate::marks::Label;
+use crate::marks::pattern::Patterns;
 
 /// Most bytes held back before they are written.
 const BUFFER: usize = 4096;
@@ -27,6 +29,7 @@ pub struct Console {
     closed: bool,
     /// Hears what a Linux says last.
     listener: Option<Listener>,
+    patterns: Patterns,
 }
 
 impl Console {
@@ -38,6 +41,7 @@ impl Console {
             control,
             closed: false,
             listener: None,
+            patterns: Patterns::default(),
         }
     }
 
@@ -57,6 +61,16 @@ impl Console {
             }
             None => {}
         }
+    }
+
+    /// The same, looking for these in what it is given.
+    pub fn looking_for(self, patterns: Patterns) -> Self {
+        Self { patterns, ..self }
+    }
+
+    /// What has been seen since this was asked last.
+    pub fn take_seen(&mut self) -> Vec<Label> {
+        self.patterns.take_seen()
     }
 
     /// Writes what is held back. A reader that is slow holds up the guest, not our end: the kick
@@ -93,6 +107,7 @@ impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for &byte in bytes {
             self.hear(byte);
+            self.patterns.feed(byte);
             self.buffer.push(byte);
             if byte == b'\n' || self.buffer.len() >= BUFFER {
                 self.drain();

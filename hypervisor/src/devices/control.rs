@@ -15,6 +15,8 @@ pub enum Cause {
     PowerOff,
     /// The guest reset the machine.
     Reset,
+    /// The milestone of this name was reached.
+    Milestone(String),
     /// The guest reset the machine more often than it may.
     ResetLimit,
     /// The guest's kernel said on its console that it cannot go on: its message.

@@ -92,7 +92,8 @@ mod tests {
                     [    0.6] ---[ end Kernel panic - not syncing: No working init found. ]---\r\n";
         let words = [Word::Panic("No working init found.".into()), Word::End];
         assert_eq!(heard(text), words);
-        let text = "Kernel panic - not syncing: early\nXZ-compressed data is corrupt\n\n -- System halted";
+        let text =
+            "Kernel panic - not syncing: early\nXZ-compressed data is corrupt\n\n -- System halted";
         assert_eq!(heard(text), [Word::Panic("early".into()), Word::End]);
     }
 
