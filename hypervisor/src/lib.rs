@@ -25,3 +25,4 @@ pub mod survey;
 pub mod terminal;
 pub mod vcpu;
 pub mod vm;
+pub mod walk;
