@@ -43,6 +43,7 @@ use crate::memory::Ram;
 use crate::platform::irqchip::Wired;
 use crate::profile::KvmKind;
 use crate::symbols::KernelMap;
+use crate::walk;
 
 /// Bits of RFLAGS (SDM vol. 1, 3.4.3).
 const TF: u64 = 1 << 8;
@@ -50,6 +51,8 @@ const IF: u64 = 1 << 9;
 const RF: u64 = 1 << 16;
 /// Long mode is active (SDM vol. 3A, 2.2.1).
 const EFER_LMA: u64 = 1 << 10;
+/// Supervisors are kept from user pages (SDM vol. 3A, 2.5).
+const CR4_SMAP: u64 = 1 << 21;
 /// Bits of DR6 (SDM vol. 3B, 19.2.3).
 const DR6_BS: u64 = 1 << 14;
 const DR6_CAUSES: u64 = 0xF | 1 << 13 | DR6_BS | 1 << 15;
@@ -1074,12 +1077,12 @@ impl Vcpu {
             let linear = address.wrapping_add(i as u64);
             let physical = match page {
                 Some((p, base)) if p == linear >> 12 => base | linear & 0xFFF,
-                _ => match self.fd.translate_gva(linear) {
-                    Ok(t) if t.valid != 0 => {
-                        page = Some((linear >> 12, t.physical_address & !0xFFF));
-                        t.physical_address
+                _ => match self.translate(linear) {
+                    Some(physical) => {
+                        page = Some((linear >> 12, physical & !0xFFF));
+                        physical
                     }
-                    _ => return i,
+                    None => return i,
                 },
             };
             let Ok(value) = self.shared.memory.read_obj(GuestAddress(physical)) else {
@@ -1088,5 +1091,21 @@ impl Vcpu {
             *byte = value;
         }
         into.len()
+    }
+    /// The physical address of a linear one in the vCPU's address space of now.
+    fn translate(&self, linear: u64) -> Option<u64> {
+        match self.fd.translate_gva(linear) {
+            Ok(found) if found.valid != 0 => Some(found.physical_address),
+            _ => {
+                let sregs = self.fd.get_sregs().ok()?;
+                if sregs.efer & EFER_LMA == 0 || sregs.cr4 & CR4_SMAP == 0 {
+                    return None;
+                }
+                let memory = &self.shared.memory;
+                walk::four_levels(sregs.cr3, linear, |at| {
+                    memory.read_obj(GuestAddress(at)).ok()
+                })
+            }
+        }
     }
 }

@@ -299,7 +299,9 @@ fn profile_schema() {
 #[test]
 fn what_is_asked_for() {
     use profile::AskKind::*;
-    for kind in [MsrRead, MsrWrite, PortIn, PortOut, Cpuid] {
+    for kind in [
+        MsrRead, MsrWrite, PortIn, PortOut, Cpuid, Page, Ram, Exception, Interrupt, CrRead, CrWrite,
+    ] {
         let word = serde_json::to_string(&kind).unwrap().replace('"', "`");
         assert!(SCHEMA.contains(&word), "{word}");
         let driven = (0..0x1000).filter(|&index| {
