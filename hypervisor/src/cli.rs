@@ -11,6 +11,7 @@ use crate::config::{
     self, Config, ConfigError, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset,
     TimeLimit,
 };
+use crate::devices::serial::Registers;
 use crate::error::Error;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
@@ -319,6 +320,10 @@ pub struct VmArgs {
     /// that are wired, which saves Linux exits (auto: this for Linux)
     #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
     pub irqchip: irqchip::Wish,
+    /// How the console, COM1, is reached: ports (two exits a byte), or page (memory that is read
+    /// without an exit: one a byte; Linux is told where by its command line)
+    #[arg(long, value_enum, value_name = "HOW", default_value = "ports")]
+    pub console: Registers,
     /// How hypercalls arrive: auto, xen (KVM passes every VMCALL on, where it can) or gate (a
     /// breakpoint on a registered instruction)
     #[arg(
@@ -474,6 +479,7 @@ impl VmArgs {
                 tracefs: self.tracefs,
             },
             irqchip: self.irqchip,
+            com1: self.console,
             hypercall: self.hypercall,
             exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,

@@ -9,6 +9,7 @@ use exit_abi::reason::Edition;
 use thiserror::Error;
 
 use crate::boot::Protocol;
+use crate::devices::serial::Registers;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::kernel::Level;
 use crate::exits::source::open::KernelWish;
@@ -340,6 +341,8 @@ pub struct Config {
     pub kernel_ledger: KernelWish,
     /// Which interrupt controllers the machine has.
     pub irqchip: irqchip::Wish,
+    /// Where COM1's registers are.
+    pub com1: Registers,
     /// How hypercalls are to arrive.
     pub hypercall: Wish,
     /// Show the guest its exit page, where that is possible.

@@ -27,3 +27,4 @@ pub mod symbols;
 pub mod terminal;
 pub mod vcpu;
 pub mod vm;
+pub mod walk;

@@ -36,6 +36,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
     let (kvm, tsc_khz, hypercalls) = (vm.kvm, vm.tsc_khz, vm.shared.hypercalls);
     let mut sources = mem::take(&mut vm.sources);
     let images = mem::take(&mut vm.images);
+    let boot = mem::take(&mut vm.boot);
     let exit_page = vm.shared.exit_page.as_ref().map(|page| page.kind());
     let reasons = reasons(config, kvm, &vm.shared.books);
 
@@ -78,6 +79,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         gates,
         memory,
         histograms: first_histograms,
+        culprits,
         ..
     } = first;
     let mut end = end::end(&cause, config, &standings, at);
@@ -109,6 +111,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         created,
         host: host::describe(kvm, tsc_khz),
         machine: Machine {
+            boot,
             images: images.into_iter().map(images::hash).collect(),
             hypercall: Some(hypercalls.name().into()),
             exit_page: exit_page.map(|kind| kind.name().to_owned()),
@@ -124,6 +127,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         gates,
         memory,
         histograms: first_histograms,
+        culprits,
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,
         reboots_dropped: reboots.dropped,
@@ -178,12 +182,7 @@ fn machine(config: &Config) -> Machine {
         layout: config.leaves.name.into(),
         leaves: config.leaves.layout.leaves(),
         sdm: edition_name(config.edition).into(),
-        boot: if config.firmware.is_some() {
-            "PVH via firmware"
-        } else {
-            "PVH"
-        }
-        .into(),
+        boot: String::new(),
         hypercall: None,
         images: Vec::new(),
         exit_page: None,

@@ -30,7 +30,7 @@ statuses! {
     TIMEOUT = 80;
     /// The guest ended in a triple fault.
     TRIPLE_FAULT = 81;
-    /// The guest said that it crashed.
+    /// The guest said that it crashed: through its exit port, or a Linux by its panic message.
     CRASH = 82;
     /// KVM could not go on with the guest (failed entry, failed emulation).
     KVM_ERROR = 83;

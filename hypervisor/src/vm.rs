@@ -26,7 +26,9 @@ use crate::boot::{Entry, Protocol, arguments};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
 use crate::devices::control::Control;
-use crate::devices::serial::Com1;
+use crate::devices::pci::EmptyBus;
+use crate::devices::serial::{Com1, Registers};
+use crate::devices::status_page::{Slot, StatusPage};
 use crate::error::{Error, host as host_error, kvm as kvm_error};
 use crate::exits::books::Books;
 use crate::exits::gate::{Gate, Gates};
@@ -40,6 +42,7 @@ use crate::marks::Marks;
 use crate::marks::kernel::{Facts, Given};
 use crate::memory::prefault::{self, Prefault};
 use crate::memory::{self, Memory};
+use crate::platform::cpuid::Shape;
 use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
 use crate::symbols::files::SymbolsError;
@@ -72,6 +75,8 @@ pub struct Vm {
     pub sources: Vec<SourceInfo>,
     /// The files that were loaded.
     pub images: Vec<Loaded>,
+    /// How the kernel is entered, for people.
+    pub boot: String,
     /// Set once the guest listens to its console.
     pub listening: Arc<AtomicBool>,
     /// What it took to fill memory in before.
@@ -149,18 +154,14 @@ fn prepare(vm: &VmFd, kvm_kind: KvmKind, wish: Wish) -> Result<Mechanism, Error>
 }
 
 /// Creates a vCPU with its CPUID table.
-fn create_vcpu(
-    vm: &VmFd,
-    index: u32,
-    supported: &CpuId,
-    config: &Config,
-    exit_page: bool,
-    deadline: bool,
-) -> Result<VcpuFd, Error> {
+fn create_vcpu(vm: &VmFd, index: u32, supported: &CpuId, shape: &Shape) -> Result<VcpuFd, Error> {
     let fd = vm.create_vcpu(index.into()).map_err(kvm_error("a vCPU"))?;
-    let apic_id = u8::try_from(index).unwrap_or(u8::MAX);
-    let layout = config.leaves.layout;
-    let table = platform::cpuid::table(supported, apic_id, layout, exit_page, deadline)
+    let shape = Shape {
+        apic_id: u8::try_from(index).unwrap_or(u8::MAX),
+        tsc_khz: fd.get_tsc_khz().unwrap_or(0),
+        ..*shape
+    };
+    let table = platform::cpuid::table(supported, &shape)
         .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
     fd.set_cpuid2(&table)
         .map_err(kvm_error("the CPUID table"))?;
@@ -259,6 +260,7 @@ fn load(
         timer_hz: told.timer_hz,
         resets: told.resets,
         exit_page: told.exit_page,
+        com1: config.com1,
     };
     let described = platform::describe(memory, &machine)?;
     if told.resets == 0 {
@@ -424,6 +426,18 @@ fn exit_page(
     Ok(Some(page))
 }
 
+/// Makes the page of COM1's registers.
+fn status_page(kvm: &Kvm, vm: &VmFd, control: &Arc<Control>) -> Result<StatusPage, Error> {
+    if !Slot::is_possible(vm) {
+        let what = "--console page: this KVM has no read-only memory (KVM_CAP_READONLY_MEM): leave it \
+                    out";
+        return Err(Error::NoKvm(what.to_owned()));
+    }
+    let slot = Slot::new(irqchip::another(kvm, vm)?);
+    StatusPage::new(Box::new(slot), control.clone())
+        .map_err(host_error("make a page for the console"))
+}
+
 /// Builds the VM, as it is after this many resets. What takes long goes on no further once `stop` says
 /// that somebody wants the run to end.
 pub fn build(
@@ -453,12 +467,18 @@ pub fn build(
     let behind = behind(config, held);
     let kernels = || std::iter::once(&image).chain(&behind);
     let linux = kernels().any(Kernel::is_linux);
+    let entered = match &behind {
+        _ if config.firmware.is_none() => entry.name().to_owned(),
+        // The firmware boots a bzImage by Linux's own protocol, all else by PVH.
+        Some(Kernel::BzImage(_)) => format!("{} via firmware", Entry::Linux(0).name()),
+        _ => format!("{} via firmware", entry.name()),
+    };
     let initrd_max = kernels().map(Kernel::initrd_max).min().unwrap_or(u64::MAX);
     if linux && kind == KvmKind::Software {
         return Err(refuse_linux(config));
     }
     let cmdline = match linux {
-        true => arguments::with(&config.cmdline),
+        true => arguments::with(&config.cmdline, config.com1),
         false => config.cmdline.clone(),
     };
     let marks = marks(config, held, behind.as_ref().unwrap_or(&image), entry)?;
@@ -487,11 +507,16 @@ pub fn build(
         .map_err(kvm_error("an interrupt line for COM1"))?;
     let out = console_file(config.console).map_err(host_error("duplicate the console"))?;
     let listening = Arc::new(AtomicBool::new(false));
-    let com1 = Com1::new(
-        line,
-        Console::new(out, control.clone()).looking_for(config.milestones.patterns()),
-        listening.clone(),
-    );
+    let console = Console::new(out, control.clone()).looking_for(config.milestones.patterns());
+    let console = match linux {
+        true => console.listening(),
+        false => console,
+    };
+    let com1 = Com1::new(line, console, listening.clone());
+    let com1 = match config.com1 {
+        Registers::Ports => com1,
+        Registers::Page => com1.with_page(status_page(&kvm, &fd, &control)?),
+    };
     let query_log = match config.log_queries {
         true => {
             let out = console_file(ConsoleTarget::Stderr)
@@ -522,12 +547,20 @@ pub fn build(
     };
     let boot = load(config, &memory, image, &mut held.files, told)?;
 
-    let has_page = exit_page.is_some();
+    let shape = Shape {
+        apic_id: 0,
+        cpus: config.cpus.get(),
+        layout: config.leaves.layout,
+        exit_page: exit_page.is_some(),
+        deadline,
+        tsc_khz: 0,
+        timer_hz,
+    };
     let mut fds = Vec::new();
     let mut books = Vec::new();
     let mut sources = Vec::new();
     for index in 0..config.cpus.get() {
-        let vcpu = create_vcpu(&fd, index, &supported, config, has_page, deadline)?;
+        let vcpu = create_vcpu(&fd, index, &supported, &shape)?;
         let ledger = Arc::new(Ledger::default());
         let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, &kernel, hypercalls);
         books.push(book);
@@ -576,6 +609,8 @@ pub fn build(
         hypercalls,
         milestones: Milestones::new(boot.names).awaiting(config.milestones.awaited()),
         com1: Mutex::new(com1),
+        empty_bus: (linux && arguments::has_empty_bus(&cmdline)).then(EmptyBus::default),
+        has_status_page: config.com1 == Registers::Page,
         ioapic,
         control,
         layout: config.leaves.layout,
@@ -603,6 +638,7 @@ pub fn build(
         tsc_khz,
         sources,
         images: boot.images,
+        boot: entered,
         listening,
         prefault_time,
         fd,

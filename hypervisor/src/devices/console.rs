@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, poll};
 
-use super::control::Control;
+use super::control::{Cause, Control};
+use super::last_words::{Listener, Word};
 use crate::marks::Label;
 use crate::marks::pattern::Patterns;
 
@@ -26,6 +27,8 @@ pub struct Console {
     control: Arc<Control>,
     /// The reader is gone: bytes are dropped from then on.
     closed: bool,
+    /// Hears what a Linux says last.
+    listener: Option<Listener>,
     patterns: Patterns,
 }
 
@@ -37,7 +40,26 @@ impl Console {
             buffer: Vec::with_capacity(BUFFER),
             control,
             closed: false,
+            listener: None,
             patterns: Patterns::default(),
+        }
+    }
+
+    /// The same, listening for a Linux that cannot go on.
+    pub fn listening(self) -> Self {
+        let listener = Some(Listener::default());
+        Self { listener, ..self }
+    }
+
+    /// Hears a byte of the guest's.
+    fn hear(&mut self, byte: u8) {
+        match self.listener.as_mut().and_then(|l| l.hear(byte)) {
+            Some(Word::Panic(message)) => self.control.panicked(message),
+            Some(Word::End) => {
+                let halted = "it stopped, and did not say why".to_owned();
+                self.control.finish(Cause::Panic(halted));
+            }
+            None => {}
         }
     }
 
@@ -84,6 +106,7 @@ impl Console {
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for &byte in bytes {
+            self.hear(byte);
             self.patterns.feed(byte);
             self.buffer.push(byte);
             if byte == b'\n' || self.buffer.len() >= BUFFER {

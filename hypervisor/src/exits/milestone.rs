@@ -18,6 +18,9 @@ pub const ROOM: usize = 1000;
 /// everything would make a profile too large to be read. Later ones keep what time drives.
 const ROOM_FOR_ASKS: usize = 150_000;
 
+/// How many counts of those who caused exits all snapshots of a run keep together.
+const ROOM_FOR_CULPRITS: usize = 500_000;
+
 /// A name that the guest is spelling for its next milestone: bounded, printable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Name {
@@ -141,6 +144,8 @@ struct Inner {
     snapshots: Vec<Snapshot>,
     /// Room that is left of [`ROOM_FOR_ASKS`].
     room_for_asks: usize,
+    /// Room that is left of [`ROOM_FOR_CULPRITS`].
+    room_for_culprits: usize,
     dropped: u64,
 }
 
@@ -172,6 +177,14 @@ impl Turn<'_> {
                 asks.shorten(0);
             }
             self.inner.room_for_asks = self.inner.room_for_asks.saturating_sub(asks.list.len());
+            match self
+                .inner
+                .room_for_culprits
+                .checked_sub(asks.culprits.len())
+            {
+                Some(left) => self.inner.room_for_culprits = left,
+                None => asks.culprits = Vec::new(),
+            }
             let figures = figures.clone();
             self.inner.snapshots.push(Snapshot {
                 event,
@@ -201,6 +214,7 @@ impl Milestones {
         let inner = Inner {
             snapshots: Vec::with_capacity(ROOM),
             room_for_asks: ROOM_FOR_ASKS,
+            room_for_culprits: ROOM_FOR_CULPRITS,
             dropped: 0,
         };
         Self {
@@ -327,7 +341,11 @@ mod tests {
                 .map(|port| ask(PortOut, port))
                 .collect();
             list.insert(0, ask(MsrWrite, 0x6E0));
-            let asks = Asks { list, dropped: 1 };
+            let asks = Asks {
+                list,
+                dropped: 1,
+                culprits: vec![2; 150_000],
+            };
             let figures = Figures::default();
             let turn = milestones.turn();
             turn.record(Event::Reset, 0, Clocks::default(), &figures, asks);

@@ -189,6 +189,7 @@ pub(crate) fn zero() -> Profile {
         gates: GateFigures::default(),
         memory: None,
         histograms: Vec::new(),
+        culprits: Vec::new(),
         first_end: None,
         reboots: Vec::new(),
         reboots_dropped: 0,
@@ -316,6 +317,7 @@ pub(crate) fn reboots() -> Profile {
             gates: profile.gates.clone(),
             memory: profile.memory.clone(),
             histograms: Vec::new(),
+            culprits: Vec::new(),
         });
     }
     profile.end = ended(EndKind::PowerOff, "the guest powered off", 96_220_000);
@@ -323,7 +325,7 @@ pub(crate) fn reboots() -> Profile {
 }
 
 /// What is asked for in a step of a boot: its place, what, which, how often.
-type Asking = (usize, AskKind, u32, u64);
+type Asking = (usize, AskKind, u64, u64);
 
 /// Books what is asked for: in the snapshot of its step, in all later ones, and in the total.
 fn asking(profile: &mut Profile, asked: &[Asking]) {
@@ -937,8 +939,12 @@ prop_compose! {
             Just(AskKind::PortIn),
             Just(AskKind::PortOut),
             Just(AskKind::Cpuid),
+            Just(AskKind::Page),
+            Just(AskKind::Ram),
+            Just(AskKind::Exception),
+            Just(AskKind::CrWrite),
         ],
-        index in prop_oneof![any::<u32>(), Just(0x6E0), Just(0x20), 0u32..0x1_0000],
+        index in prop_oneof![any::<u64>(), Just(0x6E0), Just(0x20), 0u64..0x1_0000],
         count in figure(),
     ) -> Ask {
         Ask { kind, index, count }
@@ -967,6 +973,7 @@ prop_compose! {
         codes in proptest::collection::vec(any_code(), 0..6),
         asks in proptest::collection::vec(any_ask(), 0..24),
         emulated in proptest::collection::vec(any_event(), 0..3),
+        culprits in proptest::collection::vec(figure(), 0..6),
     ) -> Accounts {
         let [total, residual, own_residual, other, excess, failed, ..] = figures;
         let [.., userspace, own_userspace, vmm_cycles, own_vmm_cycles, blocked_cycles, asks_dropped] = figures;
@@ -986,6 +993,8 @@ prop_compose! {
             codes,
             asks,
             asks_dropped,
+            culprits,
+            culprit_cycles: Vec::new(),
             emulated,
         }
     }
@@ -1028,6 +1037,7 @@ prop_compose! {
             gates: GateFigures::default(),
             memory: None,
             histograms: Vec::new(),
+            culprits: Vec::new(),
         }
     }
 }

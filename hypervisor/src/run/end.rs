@@ -63,6 +63,11 @@ pub(super) fn end(
             let detail = format!("the guest reset itself more often than --max-resets {most}");
             (status::RESET_LIMIT, EndKind::ResetLimit, detail)
         }
+        Cause::Panic(message) => (
+            status::CRASH,
+            EndKind::Crash,
+            format!("the guest's kernel panicked: {message}"),
+        ),
         Cause::TripleFault(vcpu) => (
             status::TRIPLE_FAULT,
             EndKind::TripleFault,
@@ -124,6 +129,7 @@ mod tests {
     fn config() -> Config {
         Config {
             boot: crate::boot::Protocol::Auto,
+            com1: crate::devices::serial::Registers::Ports,
             irqchip: crate::platform::irqchip::Wish::Auto,
             firmware: None,
             kernel: "kernel".into(),
@@ -163,6 +169,7 @@ mod tests {
             (Cause::PowerOff, 0, false),
             (Cause::Reset, 0, false),
             (Cause::ResetLimit, 85, true),
+            (Cause::Panic("x".into()), 82, true),
             (Cause::Milestone("x".into()), 0, false),
             (Cause::TripleFault(0), 81, true),
             (Cause::Timeout, 80, true),

@@ -269,7 +269,9 @@ fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
     let (milestones, milestones_dropped) = shared.milestones.finish(kvm);
     let mut scratch = Scratch::default();
     shared.books.all(&mut scratch);
-    let total = scratch.figures.accounts(kvm, &shared.books.asks());
+    let mut total = scratch.figures.accounts(kvm, &shared.books.asks());
+    let (culprits, cycles) = shared.books.culprits();
+    total.culprit_cycles = cycles;
     let vcpus = (0..shared.books.vcpu_count())
         .map(|i| {
             shared.books.vcpu(i, &mut scratch);
@@ -288,5 +290,6 @@ fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
         gates: shared.gates.figures(),
         memory: None,
         histograms: shared.books.histograms(),
+        culprits,
     }
 }
