@@ -71,7 +71,9 @@ fn second(code: &[u8]) -> Option<usize> {
     let jumps = positions(code, &JUMP).filter(|&jump| jump > cleared);
     let mut behind_calls = jumps.filter(|&jump| {
         BETWEEN.iter().any(|between| {
-            let call = jump.checked_sub(between.len() + 5).filter(|&call| call >= cleared);
+            let call = jump
+                .checked_sub(between.len() + 5)
+                .filter(|&call| call >= cleared);
             let is_between = code[..jump].ends_with(between);
             is_between && call.is_some_and(|call| code[call] == CALL)
         })
