@@ -572,7 +572,10 @@ impl Books {
             registry.add(&mut tallies, book.culprits());
         }
         let mut cycles: Vec<u64> = tallies.iter().map(|tally| tally.cycles).collect();
-        let used = cycles.iter().rposition(|&n| n > 0).map_or(0, |last| last + 1);
+        let used = cycles
+            .iter()
+            .rposition(|&n| n > 0)
+            .map_or(0, |last| last + 1);
         cycles.truncate(used);
         (registry.culprits(), cycles)
     }

@@ -160,11 +160,7 @@ fn weight(pass: &Pass) -> usize {
     let accounts = |a: &Accounts| {
         let asks = a.asks.len() + a.emulated.len();
         let counts = a.culprits.len() + a.culprit_cycles.len();
-        ACCOUNTS
-            + REASON * a.reasons.len()
-            + CODE * a.codes.len()
-            + ASK * asks
-            + PLACE * counts
+        ACCOUNTS + REASON * a.reasons.len() + CODE * a.codes.len() + ASK * asks + PLACE * counts
     };
     let milestones = pass.milestones.iter().map(|m| ITEM + accounts(&m.accounts));
     let vcpus = pass.vcpus.iter().map(accounts);

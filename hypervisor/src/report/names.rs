@@ -280,7 +280,9 @@ pub(super) fn number(ask: &Ask) -> String {
         AskKind::Cpuid => format!("{:X}", ask.index),
         AskKind::Page | AskKind::Ram => format!("{:08X}", ask.index),
         AskKind::Interrupt => format!("{:02X}", ask.index),
-        AskKind::MsrRead | AskKind::MsrWrite | AskKind::PortIn | AskKind::PortOut => format!("{:03X}", ask.index),
+        AskKind::MsrRead | AskKind::MsrWrite | AskKind::PortIn | AskKind::PortOut => {
+            format!("{:03X}", ask.index)
+        }
     };
     format!("0x{digits}")
 }

@@ -113,12 +113,7 @@ pub(super) enum Map {
 
 impl Map {
     /// All of them, in the order of their descriptors.
-    pub(super) const ALL: [Self; 4] = [
-        Self::Ledger,
-        Self::Marks,
-        Self::Culprits,
-        Self::Histogram,
-    ];
+    pub(super) const ALL: [Self; 4] = [Self::Ledger, Self::Marks, Self::Culprits, Self::Histogram];
 }
 
 /// Descriptors of the maps, in the order of [`Map::ALL`].

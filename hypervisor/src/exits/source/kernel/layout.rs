@@ -157,7 +157,11 @@ pub(super) const fn home(what: u64, rip: u64) -> usize {
     let spread = what
         .wrapping_mul(SPREAD)
         .wrapping_add(rip.wrapping_mul(SPREAD_RIP));
-    let half = if what & what::LARGE == 0 { UPPER_HALF } else { 0 };
+    let half = if what & what::LARGE == 0 {
+        UPPER_HALF
+    } else {
+        0
+    };
     ((spread >> SPREAD_SHIFT & (UPPER_HALF - 1)) + half) as usize
 }
 

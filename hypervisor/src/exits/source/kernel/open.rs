@@ -245,7 +245,14 @@ fn hardware(tracefs: &Tracefs, vm: &Vm, kvm: KvmKind, level: Level) -> Result<Ve
         keys.push(("kvm_mmio", (mmio, mmio), Role::After));
     }
     for (name, slots, role) in keys {
-        plans.push(traced(tracefs, vm, name, slots, role, level >= Level::Cycles)?);
+        plans.push(traced(
+            tracefs,
+            vm,
+            name,
+            slots,
+            role,
+            level >= Level::Cycles,
+        )?);
     }
     plans.push(Plan {
         event: "kvm_exit",
@@ -309,7 +316,10 @@ fn traced(
         "kvm_cpuid" => (&["function", "index"], c"kvm_cpuid"),
         "kvm_mmio" => (&["type", "len", "gpa"], c"kvm_mmio"),
         // The first two are of the vCPU, which is the first argument.
-        "kvm_page_fault" => (&["vcpu_id", "guest_rip", "fault_address"], c"kvm_page_fault"),
+        "kvm_page_fault" => (
+            &["vcpu_id", "guest_rip", "fault_address"],
+            c"kvm_page_fault",
+        ),
         _ => (&["nr"], c"kvm_hypercall"),
     };
     let is_raw = event.starts_with(order);

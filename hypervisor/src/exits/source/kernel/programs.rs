@@ -670,7 +670,12 @@ fn culprit(asm: &mut Asm, vm: &Vm, kvm: KvmKind, level: Level, fields: &ExitFiel
         asm.place(vector);
         load_field(asm, R1, fields.intr_info);
         let interrupt = asm.label();
-        asm.jump_if_imm(If::NotEq, R8, Reason::EXTERNAL_INTERRUPT.number().into(), interrupt);
+        asm.jump_if_imm(
+            If::NotEq,
+            R8,
+            Reason::EXTERNAL_INTERRUPT.number().into(),
+            interrupt,
+        );
         asm.op_imm(Op::Move, R2, 0);
         asm.place(interrupt);
         asm.op(Op::Move, R4, R1);

@@ -662,10 +662,7 @@ fn an_svm_exit_tells_its_culprit() {
     let mut expected = vec![
         (site(30, Some((PortIn, 0x3F8)), 0x1000), 2),
         (site(30, Some((PortOut, 0x3F8)), 0x1000), 4),
-        (
-            site(30, Some((PortOut, 0x3F8)), 0xFFFF_FFFF_8100_0000),
-            2,
-        ),
+        (site(30, Some((PortOut, 0x3F8)), 0xFFFF_FFFF_8100_0000), 2),
         (site(49, Some((Page, 0xFEE0_0000)), 0x2000), 2),
         (site(48, Some((Page, 0x9_F000)), 0x2000), 2),
         (site(48, Some((Ram, 0x1220_0000)), 0x2000), 4),
