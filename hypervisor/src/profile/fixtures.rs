@@ -77,6 +77,8 @@ pub(crate) fn milestone(number: u32, name: &str, nanos: u64, accounts: Accounts)
     Milestone {
         number,
         name,
+        kind: None,
+        at: None,
         vcpu: 0,
         tsc: nanos * 5 / 2,
         nanos,
@@ -182,6 +184,7 @@ pub(crate) fn zero() -> Profile {
         },
         milestones: vec![milestone(1, "reset", 0, Accounts::default())],
         milestones_dropped: 0,
+        milestones_missed: Vec::new(),
         total: Accounts::default(),
         vcpus: vec![Accounts::default()],
         gates: GateFigures::default(),
@@ -309,6 +312,7 @@ pub(crate) fn reboots() -> Profile {
             end,
             milestones,
             milestones_dropped: 0,
+            milestones_missed: Vec::new(),
             vcpus: vec![total.clone()],
             total,
             gates: profile.gates.clone(),
@@ -1055,6 +1059,8 @@ pub(crate) fn huge() -> Profile {
     let late = Milestone {
         number: most as u32,
         name,
+        kind: None,
+        at: None,
         vcpu: u32::MAX,
         tsc: most,
         nanos: most,
@@ -1203,7 +1209,7 @@ prop_compose! {
         nanos in figure(),
         accounts in any_accounts(),
     ) -> Milestone {
-        Milestone { number, name, vcpu, tsc: nanos, nanos, accounts }
+        Milestone { number, name, kind: None, at: None, vcpu, tsc: nanos, nanos, accounts }
     }
 }
 
@@ -1226,6 +1232,7 @@ prop_compose! {
             end,
             milestones,
             milestones_dropped: 0,
+            milestones_missed: Vec::new(),
             vcpus: vec![total.clone()],
             total,
             gates: GateFigures::default(),

@@ -52,6 +52,9 @@ pub struct Profile {
     pub milestones: Vec<Milestone>,
     /// Milestones that were reached after the room for snapshots was used up.
     pub milestones_dropped: u64,
+    /// Milestones that were looked for in the first boot, and not reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub milestones_missed: Vec<Missed>,
     /// The accounts at the end of the first boot, all vCPUs together.
     pub total: Accounts,
     /// The same per vCPU.
@@ -98,6 +101,9 @@ pub struct Pass {
     pub milestones: Vec<Milestone>,
     /// Milestones for which there was no room.
     pub milestones_dropped: u64,
+    /// Milestones that were looked for, and not reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub milestones_missed: Vec<Missed>,
     /// The accounts at its end, all vCPUs together.
     pub total: Accounts,
     /// The same per vCPU.
@@ -183,7 +189,7 @@ pub struct Machine {
     pub leaves: [u32; 4],
     /// Edition of the SDM table: `current` or `2020`.
     pub sdm: String,
-    /// How the kernel was entered: `PVH`, `PVH via firmware`.
+    /// How the kernel was entered: `PVH`, `Linux 64-bit`; `… via firmware`.
     pub boot: String,
     /// How hypercalls reached the VMM: `xen` (KVM passed every one on, as KVM_EXIT_XEN) or `gate`
     /// (a breakpoint on the instruction); absent before version 3.
@@ -256,6 +262,8 @@ pub enum EndKind {
     PowerOff,
     /// The guest reset the machine.
     Reset,
+    /// The milestone was reached that was to end it.
+    Milestone,
     /// The guest reset the machine more often than it may.
     ResetLimit,
     /// Triple fault.
@@ -278,6 +286,12 @@ pub struct Milestone {
     pub number: u32,
     /// Its name.
     pub name: String,
+    /// How it was noticed; absent before version 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<MilestoneKind>,
+    /// The symbol at which it was, if it was at one and that is not its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
     /// The vCPU that reached it.
     pub vcpu: u32,
     /// TSC cycles since the VM started.
@@ -286,6 +300,32 @@ pub struct Milestone {
     pub nanos: u64,
     /// The accounts, cumulative, all vCPUs together.
     pub accounts: Accounts,
+}
+
+/// How a milestone was noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MilestoneKind {
+    /// The VM started.
+    Reset,
+    /// The guest wrote to its milestone port.
+    Port,
+    /// An execute breakpoint.
+    Breakpoint,
+    /// What the guest wrote to its console.
+    Console,
+    /// A CPUID of the guest's.
+    Cpuid,
+}
+
+/// A milestone that was looked for, and not reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Missed {
+    /// Its name.
+    pub name: String,
+    /// One line for people.
+    pub why: String,
 }
 
 /// Exits and cycles, cumulative since the VM started.

@@ -215,6 +215,7 @@ mod tests {
                 end: profile.end,
                 milestones: profile.milestones,
                 milestones_dropped: 0,
+                milestones_missed: Vec::new(),
                 total: profile.total,
                 vcpus: profile.vcpus,
                 gates: profile.gates,
