@@ -38,7 +38,8 @@ use crate::exits::page::{ExitPage, Recorder};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
 use crate::layout;
-use crate::marks::{Cpu, Marks};
+use crate::marks::leaf::Leaves;
+use crate::marks::{Cpu, Label, Marks};
 use crate::memory::Ram;
 use crate::platform::irqchip::Wired;
 use crate::profile::KvmKind;
@@ -110,6 +111,8 @@ pub struct Shared {
     pub kernel_map: Arc<KernelMap>,
     /// Milestones that are noticed by breakpoints.
     pub marks: Marks,
+    /// CPUID leaves that are milestones.
+    pub leaves: Leaves,
     /// The vCPU threads, so that one can kick another.
     pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
 }
@@ -231,6 +234,8 @@ enum Action {
     Retry,
     Io(Io),
     Debug(kvm_debug_exit_arch),
+    /// The guest has written to its console other than by a port.
+    Console,
     Finish(Cause),
 }
 
@@ -434,6 +439,11 @@ impl Vcpu {
             self.ledger.count(verdict.entry, verdict.owner);
             self.page.count(verdict.entry);
             open = Some((verdict.entry, verdict.owner, left));
+            if verdict.entry == Entry::NotAnExit
+                && let Some(label) = self.shared.leaves.interrupted()
+            {
+                self.milestone(Event::Noticed(label));
+            }
             if let Err(error) = self.obey(verdict.action) {
                 return self.finish(Cause::Kvm(format!("KVM refuses a register: {error}")));
             }
@@ -482,6 +492,7 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 let mut reason = Reason::EPT_MISCONFIG;
+                let mut goes_on = Action::Continue;
                 let written = match self.shared.ioapic_at(address) {
                     Some((ioapic, offset)) => ioapic.write(offset, data),
                     None => {
@@ -490,12 +501,13 @@ impl Vcpu {
                         {
                             // A page is there, and forbids writing.
                             reason = Reason::EPT_VIOLATION;
+                            goes_on = Action::Console;
                         }
                         Ok(())
                     }
                 };
                 let action = match written {
-                    Ok(()) => Action::Continue,
+                    Ok(()) => goes_on,
                     Err(error) => Action::Finish(Cause::Kvm(error.to_string())),
                 };
                 done(reason, Owner::Guest, action)
@@ -627,6 +639,10 @@ impl Vcpu {
     fn obey(&mut self, action: Action) -> Result<(), kvm_ioctls::Error> {
         match action {
             Action::Continue | Action::Retry => {}
+            Action::Console => {
+                let seen = self.shared.com1().take_seen();
+                self.seen(seen);
+            }
             Action::Io(io) => self.io(io),
             Action::Debug(arch) => self.debug(&arch)?,
             Action::Finish(cause) => self.finish(cause),
@@ -668,9 +684,7 @@ impl Vcpu {
                 }
                 let seen = com1.take_seen();
                 drop(com1);
-                for label in seen {
-                    self.milestone(Event::Noticed(label));
-                }
+                self.seen(seen);
             }
             port::BASE..=port::LAST => match self.ports.write(port, access) {
                 Request::None => {}
@@ -689,6 +703,13 @@ impl Vcpu {
                     bus.write(port, access);
                 }
             }
+        }
+    }
+
+    /// Takes the milestones that the guest has just written to its console.
+    fn seen(&mut self, seen: Vec<Label>) {
+        for label in seen {
+            self.milestone(Event::Noticed(label));
         }
     }
 
@@ -918,6 +939,9 @@ impl Vcpu {
                 GateKind::Cpuid => {
                     // CPUID looks at the low halves alone.
                     let (leaf, ecx) = (regs.rax as u32, regs.rcx as u32);
+                    if let Some(label) = self.shared.leaves.at_gate(leaf) {
+                        self.milestone(Event::Noticed(label));
+                    }
                     if let Some(question) = self.shared.layout.question(leaf) {
                         let answer = self.ask(question, ecx);
                         regs.rax = answer.eax.into();

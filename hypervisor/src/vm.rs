@@ -40,6 +40,7 @@ use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
 use crate::marks::Marks;
 use crate::marks::kernel::{Facts, Given};
+use crate::marks::leaf::Leaves;
 use crate::memory::prefault::{self, Prefault};
 use crate::memory::{self, Memory};
 use crate::platform::cpuid::Shape;
@@ -482,6 +483,7 @@ pub fn build(
         false => config.cmdline.clone(),
     };
     let marks = marks(config, held, behind.as_ref().unwrap_or(&image), entry)?;
+    let leaves = Leaves::new(&config.milestones, held.stops(config));
     let kvm = held.kvm(open_kvm)?;
     let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
     if config.cpus.get() > most {
@@ -622,6 +624,7 @@ pub fn build(
         exit_page: exit_page.map(Arc::new),
         kernel_map: Arc::default(),
         marks,
+        leaves,
         query_log,
         started: OnceLock::new(),
         threads: Mutex::new(vec![None; fds.len()]),

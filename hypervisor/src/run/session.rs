@@ -159,10 +159,11 @@ impl Session {
             .unwrap_or_else(|| Cause::Internal("the run ended without a cause".into()));
         let end = end(&cause, config, &standings, clocks);
         let mut notes = shared.marks.notes();
+        notes.extend(shared.leaves.note.clone());
         if shared.gates.crowded() {
             notes.push(
                 "a CPU has 4 breakpoints, and the guest's gates took them all: milestones gave way. \
-                 Withdraw gates, or give --milestones none"
+                 Withdraw one"
                     .into(),
             );
         }

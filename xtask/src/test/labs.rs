@@ -248,7 +248,7 @@ impl OneLab {
         if self
             .programs
             .iter()
-            .any(|path| inside::title(path) == "linux")
+            .any(|path| inside::title(path).starts_with("linux"))
         {
             lab::guest::carry(&mut job)?;
         }
