@@ -11,11 +11,7 @@ const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 /// The physical address of a linear one, by 4-level paging; `None` if it is not mapped. `cr3` is the
 /// register; `entry` reads the table entry at a physical address, if memory is there. Whether
 /// an access would be allowed is not asked.
-pub fn four_levels(
-    cr3: u64,
-    linear: u64,
-    entry: impl Fn(u64) -> Option<u64>,
-) -> Option<u64> {
+pub fn four_levels(cr3: u64, linear: u64, entry: impl Fn(u64) -> Option<u64>) -> Option<u64> {
     let mut table = cr3 & ADDRESS;
     for shift in [39, 30, 21, 12] {
         let found = entry(table + (linear >> shift & 0x1FF) * 8)?;

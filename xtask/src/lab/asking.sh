@@ -49,6 +49,17 @@ for step in "$@"; do
         try $b cat /proc/exitlog
         try $b rmmod exitlog
         ;;
+    abuse)
+        for what in garbage unmapped elsewhere slots; do try /abuse $what; done
+        try /abuse fill
+        try /exitlog --brief
+        try /exitlog gate-kernel
+        try $b insmod /modules/exitlog.ko
+        try /abuse free
+        try /abuse nobody
+        try /exitlog --brief
+        try /abuse slots
+        ;;
     *) say "no such step: $step" ;;
     esac
 done

@@ -245,12 +245,16 @@ impl OneLab {
         job.env
             .push(("EXITVISOR_XTASK".into(), job.program.clone().into()));
         job.args.push("test-inside".into());
-        if self
-            .programs
-            .iter()
-            .any(|path| inside::title(path) == "linux")
-        {
+        let runs = |title: &str| {
+            self.programs
+                .iter()
+                .any(|path| inside::title(path) == title)
+        };
+        if runs("linux") {
             lab::guest::carry(&mut job)?;
+        }
+        if runs("exitlog") {
+            lab::asking::carry(&mut job)?;
         }
         let all = self.programs.into_iter().map(|program| (program, ""));
         let own = self.own.into_iter().map(|program| (program, OF_THE_KERNEL));

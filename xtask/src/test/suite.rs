@@ -97,9 +97,15 @@ impl Suite {
     pub(crate) fn wants(self, program: &str, usual: bool) -> bool {
         match self {
             _ if usual && self.is_shadowed() => program == "paging",
-            Self::AmdSmp => {
-                ["exit_log", "exit_page", "gates", "neighbours", "smp"].contains(&program)
-            }
+            Self::AmdSmp => [
+                "exit_log",
+                "exit_page",
+                "exitlog",
+                "gates",
+                "neighbours",
+                "smp",
+            ]
+            .contains(&program),
             Self::AmdShadow | Self::IntelShadow => [
                 "exit_log",
                 "exit_page",
@@ -109,7 +115,7 @@ impl Suite {
             ]
             .contains(&program),
             // Emulated CPUs are too slow for Linux inside Linux, but one.
-            Self::Intel | Self::Intel61 if program == "linux" => false,
+            Self::Intel | Self::Intel61 if ["exitlog", "linux"].contains(&program) => false,
             // The slowest lab: what the others show of firmware and devices is not the vendor's.
             Self::Intel if ["firmware", "platform"].contains(&program) => false,
             // Command lines, files and formats are the same everywhere, a lab has no `unshare`, and its

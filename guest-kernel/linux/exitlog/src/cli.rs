@@ -149,7 +149,10 @@ mod tests {
             &["--every", "99999999999999999999h"],
             &["--count", "0"],
             &["--json", "--brief"],
-            &["--milestone", "a name that is far longer than thirty-two bytes"],
+            &[
+                "--milestone",
+                "a name that is far longer than thirty-two bytes",
+            ],
             &["gate-kernel", "--json"],
         ] {
             assert!(parsed(wrong).is_err(), "{wrong:?}");

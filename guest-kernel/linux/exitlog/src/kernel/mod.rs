@@ -33,17 +33,16 @@ const CALLS_MAX: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("cannot read {file}: {why} (root is needed, and a kernel that is not locked down)")]
-    Read {
-        file: &'static str,
-        why: io::Error,
-    },
+    Read { file: &'static str, why: io::Error },
     #[error("/proc/kallsyms hides its addresses: write 1 to /proc/sys/kernel/kptr_restrict")]
     Hidden,
     #[error("/proc/kcore is no memory image that can be read")]
     NoImage,
     #[error("/proc/kcore has nothing at {0:#x}")]
     Unmapped(u64),
-    #[error("this kernel has neither {NATIVE} nor {DRIVER} (of the module cpuid: `modprobe cpuid`)")]
+    #[error(
+        "this kernel has neither {NATIVE} nor {DRIVER} (of the module cpuid: `modprobe cpuid`)"
+    )]
     NoSymbol,
     #[error("this kernel's paravirt calls do not lead to {NATIVE}: it executes CPUID elsewhere")]
     Elsewhere,
@@ -61,11 +60,17 @@ pub(crate) enum Error {
 pub(crate) fn gate() -> Result<(), Any> {
     let (ports, site) = open()?;
     let _lock = Lock::take()?;
-    let outcome = pinned(|| ports.gate(Command::RegisterCpuid, site.address))?;
+    let outcome = pinned(|| match ports.gate(Command::RegisterCpuid, site.address)? {
+        // With page-table isolation user space runs on tables that have no kernel.
+        Outcome::BadAddress => ports.gate(Command::RegisterUnmappedCpuid, site.address),
+        outcome => Ok(outcome),
+    })?;
     let (name, at) = (site.name, site.address);
     match outcome {
         Outcome::Done => println!("{name}: the CPUID instruction at {at:#x} is a gate"),
-        Outcome::Duplicate => println!("{name}: the CPUID instruction at {at:#x} is a gate already"),
+        Outcome::Duplicate => {
+            println!("{name}: the CPUID instruction at {at:#x} is a gate already")
+        }
         Outcome::Full => return Err(Any::Full),
         outcome => return Err(Any::Gate { at, outcome }),
     }
