@@ -18,7 +18,7 @@ pub(crate) mod perf;
 pub(crate) mod process;
 mod programs;
 mod protocol;
-mod qemu;
+pub(crate) mod qemu;
 mod rom;
 mod session;
 mod vmlinux;

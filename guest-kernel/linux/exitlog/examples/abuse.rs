@@ -12,6 +12,8 @@ use exit_abi::port;
 /// Where nothing of Linux's is.
 const PAGE: u64 = 0x4FFF_FFFE_0000;
 const SIZE: usize = 4096;
+/// Where exitlog has its page.
+const EXITLOG: u64 = 0x4FFF_FFFF_F000;
 /// `push rbx; mov r8, rdx; mov eax, edi; mov ecx, esi; cpuid; mov [r8], eax; pop rbx; ret`
 const ASK: [u8; 15] = [
     0x53, 0x49, 0x89, 0xD0, 0x89, 0xF8, 0x89, 0xF1, 0x0F, 0xA2, 0x41, 0x89, 0x00, 0x5B, 0xC3,
@@ -68,12 +70,16 @@ fn withdraw(address: u64) -> Option<Outcome> {
 
 /// Maps the page with this code.
 fn map(code: &[u8]) {
+    map_at(PAGE, code);
+}
+
+fn map_at(at: u64, code: &[u8]) {
     // SAFETY: nothing but earlier pages of ours is there, to which nothing of Rust's refers.
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         let all = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-        let page = libc::mmap(PAGE as *mut _, SIZE, all, flags, -1, 0);
-        assert_eq!(page as u64, PAGE, "mmap");
+        let page = libc::mmap(at as *mut _, SIZE, all, flags, -1, 0);
+        assert_eq!(page as u64, at, "mmap");
         page.cast::<u8>().copy_from(code.as_ptr(), code.len());
     }
 }
@@ -210,6 +216,13 @@ fn free() {
     println!("free: all slots were taken, and none is");
 }
 
+/// Leaves a gate behind where exitlog's is, as one that was killed would.
+fn left() {
+    map_at(EXITLOG, &ASK);
+    assert_eq!(register(EXITLOG + (SITE - PAGE)), Some(Outcome::Done));
+    println!("left: a gate");
+}
+
 /// Without rights: none of it is possible.
 fn nobody() -> ! {
     let error = Command::new("/exitlog").uid(65534).gid(65534).exec();
@@ -238,6 +251,7 @@ fn main() -> ExitCode {
             }
             "fill" => fill(),
             "free" => free(),
+            "left" => left(),
             "nobody" => nobody(),
             other => {
                 eprintln!("abuse: what is {other}?");
