@@ -804,8 +804,9 @@ impl Vcpu {
     }
 
     fn try_gate_command(&mut self, number: u32, address: u64) -> Result<(), Outcome> {
-        let kind = match Command::from_number(number).ok_or(Outcome::BadCommand)? {
-            Command::RegisterCpuid => GateKind::Cpuid,
+        let command = Command::from_number(number).ok_or(Outcome::BadCommand)?;
+        let kind = match command {
+            Command::RegisterCpuid | Command::RegisterUnmappedCpuid => GateKind::Cpuid,
             Command::RegisterHypercall => GateKind::Hypercall,
             Command::Withdraw => {
                 let generation = self.shared.gates.withdraw(address)?;
@@ -817,10 +818,11 @@ impl Vcpu {
         }
         let mut bytes = [0; 3];
         let bytes = &mut bytes[..kind.length() as usize];
-        if self.read_linear(address, bytes) < bytes.len() {
+        let is_mapped = self.read_linear(address, bytes) == bytes.len();
+        if !is_mapped && command != Command::RegisterUnmappedCpuid {
             return Err(Outcome::BadAddress);
         }
-        if !kind.matches(bytes) {
+        if is_mapped && !kind.matches(bytes) {
             return Err(Outcome::NotTheInstruction);
         }
         let gate = Gate { address, kind };
