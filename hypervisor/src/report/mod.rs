@@ -13,6 +13,7 @@ pub mod layout;
 mod names;
 pub mod paging;
 mod passes;
+pub mod questions;
 pub mod runs;
 pub mod summary;
 pub mod survey;
