@@ -11,9 +11,11 @@ use crate::config::{
     self, Config, ConfigError, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset,
     TimeLimit,
 };
+use crate::devices::serial::Registers;
 use crate::error::Error;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
+use crate::marks::spec::{SPECS_MAX, Sequence, Spec, Wish as Milestones};
 use crate::memory::prefault::Prefault;
 use crate::memory::{HUGE_PAGE, Pages};
 use crate::platform::dump::Dump;
@@ -318,6 +320,10 @@ pub struct VmArgs {
     /// that are wired, which saves Linux exits (auto: this for Linux)
     #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
     pub irqchip: irqchip::Wish,
+    /// How the console, COM1, is reached: ports (two exits a byte), or page (memory that is read
+    /// without an exit: one a byte; Linux is told where by its command line)
+    #[arg(long, value_enum, value_name = "HOW", default_value = "ports")]
+    pub console: Registers,
     /// How hypercalls arrive: auto, xen (KVM passes every VMCALL on, where it can) or gate (a
     /// breakpoint on a registered instruction)
     #[arg(
@@ -334,6 +340,20 @@ pub struct VmArgs {
     /// Print a line on standard error for each query of the guest's
     #[arg(long)]
     pub log_queries: bool,
+    /// Take a milestone where the guest comes to this first; can be repeated: symbol:NAME (of its kernel's
+    /// code), console:TEXT (on its console), cpuid:LEAF, or port (a milestone of its own)
+    #[arg(long, value_name = "WHAT", allow_hyphen_values = true)]
+    pub milestone: Vec<Spec>,
+    /// Milestones of a whole boot: linux (from the kernel's entry to user space) or none [default: linux
+    /// for profile, none for run]
+    #[arg(long, value_enum, value_name = "WHOSE", hide_possible_values = true)]
+    pub milestones: Option<Sequence>,
+    /// End the run, with status 0, at the milestone of this name; or at one as --milestone takes it
+    #[arg(long, value_name = "NAME")]
+    pub until: Option<String>,
+    /// The kernel's symbols: a System.map or an ELF file [default: the kernel's own table]
+    #[arg(long, value_name = "FILE")]
+    pub symbols: Option<PathBuf>,
     /// Also write the guest's ACPI tables into this folder, one file each, for `iasl -d`
     #[arg(long, value_name = "DIR")]
     pub dump_acpi: Option<PathBuf>,
@@ -403,7 +423,12 @@ pub enum CompareFormat {
 
 impl VmArgs {
     /// Validates what clap could not.
-    pub fn config(self, console: Console, timeout: TimeLimit) -> Result<Config, Error> {
+    pub fn config(
+        self,
+        console: Console,
+        timeout: TimeLimit,
+        sequence: Sequence,
+    ) -> Result<Config, Error> {
         let kernel = self.kernel.ok_or_else(|| {
             Error::Usage(
                 "no kernel to boot: give --kernel FILE, or use `cargo xtask run`, which builds \
@@ -427,7 +452,15 @@ impl VmArgs {
             let what = "--dump-dtb needs the name of a file: standard output is not for it alone";
             return Err(Error::Usage(what.into()));
         }
+        let milestones = milestones(
+            self.milestone,
+            self.milestones,
+            self.until,
+            self.symbols,
+            sequence,
+        )?;
         Ok(Config {
+            milestones,
             firmware: (self.firmware.as_os_str() != "none").then_some(self.firmware),
             kernel,
             boot: self.boot,
@@ -446,6 +479,7 @@ impl VmArgs {
                 tracefs: self.tracefs,
             },
             irqchip: self.irqchip,
+            com1: self.console,
             hypercall: self.hypercall,
             exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,
@@ -456,6 +490,42 @@ impl VmArgs {
             },
         })
     }
+}
+
+/// What milestones are looked for.
+fn milestones(
+    mut own: Vec<Spec>,
+    asked: Option<Sequence>,
+    until: Option<String>,
+    symbols: Option<PathBuf>,
+    usual: Sequence,
+) -> Result<Milestones, Error> {
+    let until = match until {
+        Some(text) if Spec::is_one(&text) => {
+            let spec: Spec = text.parse()?;
+            let name = spec.name();
+            if !own.contains(&spec) {
+                own.push(spec);
+            }
+            Some(name)
+        }
+        Some(text) if text.trim().is_empty() => {
+            let what = "--until needs the name of a milestone: see docs/milestones.md";
+            return Err(Error::Usage(what.into()));
+        }
+        until => until,
+    };
+    if own.len() > SPECS_MAX {
+        let what = format!("{} times --milestone: at most {SPECS_MAX}", own.len());
+        return Err(Error::Usage(what));
+    }
+    Ok(Milestones {
+        sequence: asked.unwrap_or(usual),
+        asked: asked.is_some(),
+        own,
+        until,
+        symbols,
+    })
 }
 
 /// Parses the command line; help and version come as text to print, errors as one line.

@@ -9,10 +9,12 @@ use exit_abi::reason::Edition;
 use thiserror::Error;
 
 use crate::boot::Protocol;
+use crate::devices::serial::Registers;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::kernel::Level;
 use crate::exits::source::open::KernelWish;
 use crate::layout;
+use crate::marks;
 use crate::memory::prefault::Prefault;
 use crate::memory::{self, Pages};
 use crate::platform::dump::Dump;
@@ -77,6 +79,11 @@ pub enum ConfigError {
         rounded = .0.div_ceil(memory::HUGE_PAGE) * 2
     )]
     NotHuge(u64),
+    /// Not a milestone.
+    #[error(
+        "`{0}` is no milestone: write symbol:NAME, console:TEXT, cpuid:LEAF or port, of at most 256 bytes"
+    )]
+    Milestone(String),
     /// Command line too long.
     #[error("the command line has {0} bytes: at most {max} fit", max = layout::CMDLINE_SIZE - 1)]
     CmdlineTooLong(usize),
@@ -334,6 +341,8 @@ pub struct Config {
     pub kernel_ledger: KernelWish,
     /// Which interrupt controllers the machine has.
     pub irqchip: irqchip::Wish,
+    /// Where COM1's registers are.
+    pub com1: Registers,
     /// How hypercalls are to arrive.
     pub hypercall: Wish,
     /// Show the guest its exit page, where that is possible.
@@ -344,6 +353,8 @@ pub struct Config {
     pub console: Console,
     /// Where the machine's descriptions are dumped to.
     pub dump: Dump,
+    /// Which milestones are looked for, besides those that the guest reports.
+    pub milestones: marks::spec::Wish,
 }
 
 #[cfg(test)]

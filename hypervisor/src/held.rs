@@ -31,8 +31,10 @@ impl Held {
 
     /// The kernel-side ledger, opened by the first who asks.
     pub fn kernel(&mut self, config: &Config, kvm: KvmKind) -> &KernelSide {
-        self.kernel
-            .get_or_insert_with(|| KernelSide::open(&config.kernel_ledger, kvm, config.cpus.get()))
+        self.kernel.get_or_insert_with(|| {
+            let (cpus, memory) = (config.cpus.get(), config.memory.bytes());
+            KernelSide::open(&config.kernel_ledger, kvm, cpus, memory)
+        })
     }
 
     /// What the sources missed, now that the run is over: added to what is said of them.

@@ -18,6 +18,7 @@
 //! 0xC000_0000 ├───────────────────────────┤ hole: devices
 //! 0xD000_0000 │   scratch page            │ unassigned for good: for MMIO workloads
 //! 0xD100_0000 │   exit page               │ read-only: the guest's live counters
+//! 0xD140_0000 │   console's page          │ read-only: COM1's registers, with `--console page`
 //! 0xFEC0_0000 │   IOAPIC                  │
 //! 0xFEE0_0000 │   local APICs             │
 //! 0xFFFB_C000 │   KVM's identity map, TSS │
@@ -72,6 +73,9 @@ pub const LOW_END: u64 = 0xA_0000;
 /// 0xE0000–0xFFFFF, at multiples of 16 (ACPI 6.5, 5.2.5.1); because no guest takes this for RAM;
 /// and because the memory that backs it exists anyway.
 pub const ACPI: u64 = 0xE_0000;
+/// Where a PC's BIOS is jumped to for a reset, F000:FFF0: a few instructions that reset the machine.
+/// Linux goes there when it finds hardware-reduced ACPI and no EFI (`reboot_init`).
+pub const BIOS_RESET: u64 = 0xF_FFF0;
 /// Where RAM goes on, and the lowest address an image may be loaded at.
 pub const HIGH_START: u64 = 0x10_0000;
 /// Start of the hole for devices: RAM beyond it continues at [`HOLE_END`].
@@ -85,6 +89,8 @@ pub const SCRATCH_PAGE: u64 = exit_abi::SCRATCH_PAGE;
 pub const EXIT_PAGE: u64 = exit_abi::page::ADDRESS;
 /// End of the room for it: 254 vCPUs' records and the head take 4 MiB less 28 KiB.
 pub const EXIT_PAGE_END: u64 = 0xD140_0000;
+/// COM1's registers, where they are memory (`--console page`).
+pub const STATUS_PAGE: u64 = 0xD140_0000;
 /// KVM's IOAPIC, where every PC has it (`IOAPIC_DEFAULT_BASE_ADDRESS`).
 pub const IO_APIC: u64 = 0xFEC0_0000;
 /// The local APICs after reset (SDM vol. 3A, 12.4.1).
@@ -216,8 +222,14 @@ pub fn ranges(memory: u64) -> Vec<Range> {
         range(
             "ACPI tables",
             ACPI,
-            HIGH_START,
+            BIOS_RESET,
             "RSDP first; type ACPI in the memory map",
+        ),
+        range(
+            "BIOS reset",
+            BIOS_RESET,
+            HIGH_START,
+            "F000:FFF0, where who wants a BIOS to reset the PC jumps",
         ),
     ];
     let main = "RAM: kernel; modules from the top";
@@ -246,6 +258,11 @@ pub fn ranges(memory: u64) -> Vec<Range> {
             EXIT_PAGE,
             EXIT_PAGE_END,
             "live counters, read-only; as long as its node says",
+        ),
+        page(
+            "console's page",
+            STATUS_PAGE,
+            "COM1's registers, with `--console page`",
         ),
         page("IOAPIC", IO_APIC, "KVM's"),
         page("local APICs", LOCAL_APIC, "KVM's, each vCPU its own"),

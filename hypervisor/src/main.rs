@@ -11,6 +11,7 @@ use exitvisor::cli::{
 use exitvisor::cli::{Format, LayoutArgs, LayoutFormat, PagingArgs, ReportArgs, Stop};
 use exitvisor::config::{Config, Console, TimeLimit};
 use exitvisor::error::Error;
+use exitvisor::marks::spec::Sequence;
 use exitvisor::profile::ablation::Ablation;
 use exitvisor::profile::compare::Comparison;
 use exitvisor::profile::deputy::Place;
@@ -78,12 +79,14 @@ fn command(command: Command) -> Result<u8, Error> {
             } else {
                 Console::Stdout
             };
-            let config = args.vm.config(console, TimeLimit(None))?;
+            let config = args.vm.config(console, TimeLimit(None), Sequence::None)?;
             let format = args.format.unwrap_or(Format::Text);
             run_guest(&config, wanted.then_some((format, output)), true)
         }
         Command::Profile(args) => {
-            let config = args.vm.config(Console::Stderr, PROFILE_TIMEOUT)?;
+            let vm = args.vm;
+            // Of a kernel that is not Linux there is no sequence: nobody has asked for it.
+            let config = vm.config(Console::Stderr, PROFILE_TIMEOUT, Sequence::Linux)?;
             let output = args.output.unwrap_or_else(|| "-".into());
             run_guest(&config, Some((args.format, output)), false)
         }

@@ -26,20 +26,24 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::devices::absent;
 use crate::devices::console::Console;
 use crate::devices::control::{Cause, Control};
+use crate::devices::pci::EmptyBus;
 use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
 use crate::exits::books::{Asks, Books, Figures, Scratch};
 use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
 use crate::exits::hypercall::{Call, Mechanism};
 use crate::exits::ledger::{Entry, Ledger, Owner};
-use crate::exits::milestone::{Clocks, Milestones, Name};
+use crate::exits::milestone::{Clocks, Event, Milestones};
 use crate::exits::page::{ExitPage, Recorder};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
 use crate::layout;
+use crate::marks::{Cpu, Marks};
 use crate::memory::Ram;
 use crate::platform::irqchip::Wired;
 use crate::profile::KvmKind;
+use crate::symbols::KernelMap;
+use crate::walk;
 
 /// Bits of RFLAGS (SDM vol. 1, 3.4.3).
 const TF: u64 = 1 << 8;
@@ -47,6 +51,8 @@ const IF: u64 = 1 << 9;
 const RF: u64 = 1 << 16;
 /// Long mode is active (SDM vol. 3A, 2.2.1).
 const EFER_LMA: u64 = 1 << 10;
+/// Supervisors are kept from user pages (SDM vol. 3A, 2.5).
+const CR4_SMAP: u64 = 1 << 21;
 /// Bits of DR6 (SDM vol. 3B, 19.2.3).
 const DR6_BS: u64 = 1 << 14;
 const DR6_CAUSES: u64 = 0xF | 1 << 13 | DR6_BS | 1 << 15;
@@ -74,6 +80,10 @@ pub struct Shared {
     pub milestones: Milestones,
     /// COM1.
     pub com1: Mutex<Com1>,
+    /// COM1's registers are a page.
+    pub has_status_page: bool,
+    /// An empty PCI bus, where Linux is told of one.
+    pub empty_bus: Option<EmptyBus>,
     /// The IOAPIC, where it is not KVM's.
     pub ioapic: Option<Wired>,
     /// How the run ends.
@@ -96,6 +106,10 @@ pub struct Shared {
     pub kernel: Option<Arc<KernelLedger>>,
     /// The exit page, if there is one: like guest memory, it outlives the VM.
     pub exit_page: Option<Arc<ExitPage>>,
+    /// The symbols of the kernel that runs here, once they are known.
+    pub kernel_map: Arc<KernelMap>,
+    /// Milestones that are noticed by breakpoints.
+    pub marks: Marks,
     /// The vCPU threads, so that one can kick another.
     pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
 }
@@ -110,6 +124,12 @@ impl Shared {
         let offset = address.checked_sub(layout::IO_APIC)?;
         (offset < 0x1000).then_some(())?;
         Some((self.ioapic.as_ref()?, offset))
+    }
+
+    /// The offset in COM1's page, if that is where this address is and COM1 has one.
+    fn status_page_at(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(layout::STATUS_PAGE)?;
+        (self.has_status_page && offset < 0x1000).then_some(offset)
     }
 
     /// When the VM started: now, if it had not.
@@ -455,19 +475,30 @@ impl Vcpu {
                 data.fill(0);
                 if let Some((ioapic, offset)) = self.shared.ioapic_at(address) {
                     ioapic.read(offset, data);
+                } else if let Some(offset) = self.shared.status_page_at(address) {
+                    self.shared.com1().load(offset, data);
                 }
                 done(Reason::EPT_MISCONFIG, Owner::Guest, Action::Continue)
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
+                let mut reason = Reason::EPT_MISCONFIG;
                 let written = match self.shared.ioapic_at(address) {
                     Some((ioapic, offset)) => ioapic.write(offset, data),
-                    None => Ok(()),
+                    None => {
+                        if let Some(offset) = self.shared.status_page_at(address)
+                            && self.shared.com1().store(offset, data)
+                        {
+                            // A page is there, and forbids writing.
+                            reason = Reason::EPT_VIOLATION;
+                        }
+                        Ok(())
+                    }
                 };
                 let action = match written {
                     Ok(()) => Action::Continue,
                     Err(error) => Action::Finish(Cause::Kvm(error.to_string())),
                 };
-                done(Reason::EPT_MISCONFIG, Owner::Guest, action)
+                done(reason, Owner::Guest, action)
             }
             Ok(VcpuExit::Debug(arch)) => {
                 let gated = gate::slot_hit(&self.slots, arch.dr6, arch.pc).is_some();
@@ -635,10 +666,17 @@ impl Vcpu {
                 for (offset, byte) in (port - port::COM1..8).zip(access) {
                     com1.write(offset as u8, *byte);
                 }
+                let seen = com1.take_seen();
+                drop(com1);
+                for label in seen {
+                    self.milestone(Event::Noticed(label));
+                }
             }
             port::BASE..=port::LAST => match self.ports.write(port, access) {
                 Request::None => {}
-                Request::Milestone { number, name } => self.milestone(number, name),
+                Request::Milestone { number, name } => {
+                    self.milestone(Event::Guest { number, name });
+                }
                 Request::Exit(status) => self.finish(Cause::Exit(status)),
                 Request::Gate { number, address } => self.gate_command(number, address),
                 Request::PowerOff => self.finish(Cause::PowerOff),
@@ -646,7 +684,11 @@ impl Vcpu {
                 Request::OwnSection(opens) => self.own_section(opens),
             },
             _ if absent::resets(port, access) => self.finish(Cause::Reset),
-            _ => {}
+            _ => {
+                if let Some(bus) = &self.shared.empty_bus {
+                    bus.write(port, access);
+                }
+            }
         }
     }
 
@@ -658,11 +700,15 @@ impl Vcpu {
             port::COM1..=COM1_LAST => {
                 let mut com1 = self.shared.com1();
                 for (offset, byte) in (port - port::COM1..8).zip(access) {
-                    *byte = com1.read(offset as u8);
+                    *byte = com1.read(offset as u8).unwrap_or(*byte);
                 }
             }
             port::BASE..=port::LAST => self.ports.read(port, access),
-            _ => {}
+            _ => {
+                if let Some(bus) = &self.shared.empty_bus {
+                    bus.read(port, access);
+                }
+            }
         }
     }
 
@@ -686,7 +732,7 @@ impl Vcpu {
     }
 
     /// Takes a snapshot.
-    fn milestone(&mut self, number: u32, name: Name) {
+    fn milestone(&mut self, event: Event) {
         let turn = self.shared.milestones.turn();
         let clocks = self.shared.clocks();
         let mut asks = Asks::default();
@@ -699,7 +745,10 @@ impl Vcpu {
             asks = self.shared.books.asks();
         }
         let figures = &self.scratch.figures;
-        turn.record(number, name, self.index as u32, clocks, figures, asks);
+        let ends = turn.record(event, self.index as u32, clocks, figures, asks);
+        if let Some(name) = ends {
+            self.finish(Cause::Milestone(name));
+        }
     }
 
     // Gates.
@@ -811,8 +860,55 @@ impl Vcpu {
         self.foreign(arch)
     }
 
+    /// Takes the milestone at which a breakpoint is, arms what comes next everywhere, and lets the
+    /// guest go on.
+    fn at_mark(&mut self, address: u64) -> Result<(), kvm_ioctls::Error> {
+        let regs = self.regs_at_exit()?;
+        let sregs = self.fd.get_sregs()?;
+        let cpu = Cpu {
+            rax: regs.rax,
+            rbx: regs.rbx,
+            rsi: regs.rsi,
+            rsp: regs.rsp,
+            cr3: sregs.cr3,
+            cpl: sregs.ss.dpl,
+        };
+        let shared = self.shared.clone();
+        let reached = shared.marks.reach(address, &cpu);
+        // First of all: what follows takes time.
+        for label in reached.iter().filter_map(|step| step.label.clone()) {
+            self.milestone(Event::Noticed(label));
+        }
+        for step in &reached {
+            let (memory, map) = (&shared.memory, &shared.kernel_map);
+            shared.marks.follow(step, &cpu, memory, map);
+        }
+        if !reached.is_empty()
+            && let Some(generation) = shared.gates.want(|| shared.marks.window())
+        {
+            self.spread(generation)?;
+        }
+        if self.generation != shared.gates.generation() {
+            // Another vCPU was here first: the run loop arms what is wanted now.
+            return Ok(());
+        }
+        let is_here = |slot: &Option<Gate>| slot.is_some_and(|g| g.address == address);
+        match self.slots.iter().position(is_here) {
+            // It was for another privilege level or address space.
+            Some(slot) => {
+                let mut first = [0];
+                let got = self.read_linear(address, &mut first);
+                self.pass(slot, regs, first[..got].first().copied())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Answers at a gate, or passes the instruction unchanged.
     fn at_gate(&mut self, slot: usize, gate: Gate) -> Result<(), kvm_ioctls::Error> {
+        if gate.kind == GateKind::Milestone {
+            return self.at_mark(gate.address);
+        }
         let mut regs = self.regs_at_exit()?;
         let mut bytes = [0; 3];
         let got = self.read_linear(gate.address, &mut bytes);
@@ -844,6 +940,7 @@ impl Vcpu {
                     self.shared.gates.count_hypercall();
                     return self.complete(regs, gate.kind.length());
                 }
+                GateKind::Milestone => {}
             }
         }
         self.shared.gates.count_stepped();
@@ -980,12 +1077,12 @@ impl Vcpu {
             let linear = address.wrapping_add(i as u64);
             let physical = match page {
                 Some((p, base)) if p == linear >> 12 => base | linear & 0xFFF,
-                _ => match self.fd.translate_gva(linear) {
-                    Ok(t) if t.valid != 0 => {
-                        page = Some((linear >> 12, t.physical_address & !0xFFF));
-                        t.physical_address
+                _ => match self.translate(linear) {
+                    Some(physical) => {
+                        page = Some((linear >> 12, physical & !0xFFF));
+                        physical
                     }
-                    _ => return i,
+                    None => return i,
                 },
             };
             let Ok(value) = self.shared.memory.read_obj(GuestAddress(physical)) else {
@@ -994,5 +1091,21 @@ impl Vcpu {
             *byte = value;
         }
         into.len()
+    }
+    /// The physical address of a linear one in the vCPU's address space of now.
+    fn translate(&self, linear: u64) -> Option<u64> {
+        match self.fd.translate_gva(linear) {
+            Ok(found) if found.valid != 0 => Some(found.physical_address),
+            _ => {
+                let sregs = self.fd.get_sregs().ok()?;
+                if sregs.efer & EFER_LMA == 0 || sregs.cr4 & CR4_SMAP == 0 {
+                    return None;
+                }
+                let memory = &self.shared.memory;
+                walk::four_levels(sregs.cr3, linear, |at| {
+                    memory.read_obj(GuestAddress(at)).ok()
+                })
+            }
+        }
     }
 }

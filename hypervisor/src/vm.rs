@@ -26,7 +26,9 @@ use crate::boot::{Entry, Protocol, arguments};
 use crate::config::{Config, Console as ConsoleTarget};
 use crate::devices::console::Console;
 use crate::devices::control::Control;
-use crate::devices::serial::Com1;
+use crate::devices::pci::EmptyBus;
+use crate::devices::serial::{Com1, Registers};
+use crate::devices::status_page::{Slot, StatusPage};
 use crate::error::{Error, host as host_error, kvm as kvm_error};
 use crate::exits::books::Books;
 use crate::exits::gate::{Gate, Gates};
@@ -36,12 +38,16 @@ use crate::exits::milestone::Milestones;
 use crate::exits::page::ExitPage;
 use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
+use crate::marks::Marks;
+use crate::marks::kernel::{Facts, Given};
 use crate::memory::prefault::{self, Prefault};
 use crate::memory::{self, Memory};
+use crate::platform::cpuid::Shape;
 use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
+use crate::symbols::files::SymbolsError;
 use crate::vcpu::{Shared, Vcpu};
-use crate::{host, layout};
+use crate::{host, layout, symbols};
 
 /// A file that was loaded: hashed after the run, so that hashing costs the boot nothing.
 pub struct Loaded {
@@ -69,6 +75,8 @@ pub struct Vm {
     pub sources: Vec<SourceInfo>,
     /// The files that were loaded.
     pub images: Vec<Loaded>,
+    /// How the kernel is entered, for people.
+    pub boot: String,
     /// Set once the guest listens to its console.
     pub listening: Arc<AtomicBool>,
     /// What it took to fill memory in before.
@@ -146,18 +154,14 @@ fn prepare(vm: &VmFd, kvm_kind: KvmKind, wish: Wish) -> Result<Mechanism, Error>
 }
 
 /// Creates a vCPU with its CPUID table.
-fn create_vcpu(
-    vm: &VmFd,
-    index: u32,
-    supported: &CpuId,
-    config: &Config,
-    exit_page: bool,
-    deadline: bool,
-) -> Result<VcpuFd, Error> {
+fn create_vcpu(vm: &VmFd, index: u32, supported: &CpuId, shape: &Shape) -> Result<VcpuFd, Error> {
     let fd = vm.create_vcpu(index.into()).map_err(kvm_error("a vCPU"))?;
-    let apic_id = u8::try_from(index).unwrap_or(u8::MAX);
-    let layout = config.leaves.layout;
-    let table = platform::cpuid::table(supported, apic_id, layout, exit_page, deadline)
+    let shape = Shape {
+        apic_id: u8::try_from(index).unwrap_or(u8::MAX),
+        tsc_khz: fd.get_tsc_khz().unwrap_or(0),
+        ..*shape
+    };
+    let table = platform::cpuid::table(supported, &shape)
         .ok_or_else(|| Error::NoKvm("KVM's CPUID table has no room for our leaves".into()))?;
     fd.set_cpuid2(&table)
         .map_err(kvm_error("the CPUID table"))?;
@@ -256,6 +260,7 @@ fn load(
         timer_hz: told.timer_hz,
         resets: told.resets,
         exit_page: told.exit_page,
+        com1: config.com1,
     };
     let described = platform::describe(memory, &machine)?;
     if told.resets == 0 {
@@ -321,6 +326,59 @@ fn behind(config: &Config, held: &mut Held) -> Option<Kernel> {
     Kernel::open(&config.kernel, &mut held.files).ok()
 }
 
+/// The milestones that are looked for in a kernel, which is entered there if no firmware comes first.
+fn marks(config: &Config, held: &mut Held, kernel: &Kernel, entry: Entry) -> Result<Marks, Error> {
+    let wish = &config.milestones;
+    let given = match &wish.symbols {
+        Some(path) => symbols(held, path)?,
+        None if !wish.needs_symbols(kernel.is_linux()) => return Ok(Marks::none()),
+        None => Given {
+            // What a bzImage or a stripped file has not, memory may have.
+            symbols: held
+                .files
+                .open(kernel.path())
+                .ok()
+                .filter(|_| matches!(kernel, Kernel::Elf(_)))
+                .and_then(|(file, bytes)| symbols::files::read(file, bytes).ok())
+                .map(Arc::new),
+            ..Given::default()
+        },
+    };
+    let entry = match config.firmware {
+        None => Some(entry),
+        // As the firmware does; what it cannot boot, it will say.
+        Some(_) if matches!(kernel, Kernel::Elf(_)) => kernel.entry(Protocol::Pvh).ok(),
+        Some(_) => kernel.entry(Protocol::Auto).ok(),
+    };
+    let facts = entry.map_or(Facts::Other, |entry| Facts::of(kernel, entry));
+    Ok(Marks::new(wish, facts, given))
+}
+
+/// Reads symbols that were given. A stub is no error: the kernel has symbols of its own.
+fn symbols(held: &mut Held, path: &Path) -> Result<Given, Error> {
+    let name = path.display().to_string();
+    let (file, bytes) = held
+        .files
+        .open(path)
+        .map_err(image_error("symbols", path))?;
+    match symbols::files::read(file, bytes) {
+        Ok(symbols) => Ok(Given {
+            symbols: Some(Arc::new(symbols)),
+            name,
+            note: None,
+        }),
+        Err(stub @ SymbolsError::Stub) => Ok(Given {
+            symbols: None,
+            note: Some(format!("symbols {name} {stub}")),
+            name,
+        }),
+        Err(source) => Err(Error::Symbols {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
 /// Software KVM runs small guests: in Linux it hangs, which is no way to say so.
 fn refuse_linux(config: &Config) -> Error {
     Error::NoKvm(format!(
@@ -368,6 +426,18 @@ fn exit_page(
     Ok(Some(page))
 }
 
+/// Makes the page of COM1's registers.
+fn status_page(kvm: &Kvm, vm: &VmFd, control: &Arc<Control>) -> Result<StatusPage, Error> {
+    if !Slot::is_possible(vm) {
+        let what = "--console page: this KVM has no read-only memory (KVM_CAP_READONLY_MEM): leave it \
+                    out";
+        return Err(Error::NoKvm(what.to_owned()));
+    }
+    let slot = Slot::new(irqchip::another(kvm, vm)?);
+    StatusPage::new(Box::new(slot), control.clone())
+        .map_err(host_error("make a page for the console"))
+}
+
 /// Builds the VM, as it is after this many resets. What takes long goes on no further once `stop` says
 /// that somebody wants the run to end.
 pub fn build(
@@ -397,14 +467,21 @@ pub fn build(
     let behind = behind(config, held);
     let kernels = || std::iter::once(&image).chain(&behind);
     let linux = kernels().any(Kernel::is_linux);
+    let entered = match &behind {
+        _ if config.firmware.is_none() => entry.name().to_owned(),
+        // The firmware boots a bzImage by Linux's own protocol, all else by PVH.
+        Some(Kernel::BzImage(_)) => format!("{} via firmware", Entry::Linux(0).name()),
+        _ => format!("{} via firmware", entry.name()),
+    };
     let initrd_max = kernels().map(Kernel::initrd_max).min().unwrap_or(u64::MAX);
     if linux && kind == KvmKind::Software {
         return Err(refuse_linux(config));
     }
     let cmdline = match linux {
-        true => arguments::with(&config.cmdline),
+        true => arguments::with(&config.cmdline, config.com1),
         false => config.cmdline.clone(),
     };
+    let marks = marks(config, held, behind.as_ref().unwrap_or(&image), entry)?;
     let kvm = held.kvm(open_kvm)?;
     let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
     if config.cpus.get() > most {
@@ -430,7 +507,16 @@ pub fn build(
         .map_err(kvm_error("an interrupt line for COM1"))?;
     let out = console_file(config.console).map_err(host_error("duplicate the console"))?;
     let listening = Arc::new(AtomicBool::new(false));
-    let com1 = Com1::new(line, Console::new(out, control.clone()), listening.clone());
+    let console = Console::new(out, control.clone()).looking_for(config.milestones.patterns());
+    let console = match linux {
+        true => console.listening(),
+        false => console,
+    };
+    let com1 = Com1::new(line, console, listening.clone());
+    let com1 = match config.com1 {
+        Registers::Ports => com1,
+        Registers::Page => com1.with_page(status_page(&kvm, &fd, &control)?),
+    };
     let query_log = match config.log_queries {
         true => {
             let out = console_file(ConsoleTarget::Stderr)
@@ -461,12 +547,20 @@ pub fn build(
     };
     let boot = load(config, &memory, image, &mut held.files, told)?;
 
-    let has_page = exit_page.is_some();
+    let shape = Shape {
+        apic_id: 0,
+        cpus: config.cpus.get(),
+        layout: config.leaves.layout,
+        exit_page: exit_page.is_some(),
+        deadline,
+        tsc_khz: 0,
+        timer_hz,
+    };
     let mut fds = Vec::new();
     let mut books = Vec::new();
     let mut sources = Vec::new();
     for index in 0..config.cpus.get() {
-        let vcpu = create_vcpu(&fd, index, &supported, config, has_page, deadline)?;
+        let vcpu = create_vcpu(&fd, index, &supported, &shape)?;
         let ledger = Arc::new(Ledger::default());
         let (book, infos) = source::open::open(&vcpu, index, &ledger, kind, &kernel, hypercalls);
         books.push(book);
@@ -505,14 +599,18 @@ pub fn build(
             return Err(image_error(role, path)(source));
         }
     }
+    // Nobody runs yet: whoever does arms them first.
+    let _ = gates.want(|| marks.window());
     let can_block = fd.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into()) as u32;
     let shared = Arc::new(Shared {
         memory,
         books: Books::new(books, kind).with_hypercalls(hypercalls),
         gates,
         hypercalls,
-        milestones: Milestones::new(boot.names),
+        milestones: Milestones::new(boot.names).awaiting(config.milestones.awaited()),
         com1: Mutex::new(com1),
+        empty_bus: (linux && arguments::has_empty_bus(&cmdline)).then(EmptyBus::default),
+        has_status_page: config.com1 == Registers::Page,
         ioapic,
         control,
         layout: config.leaves.layout,
@@ -522,6 +620,8 @@ pub fn build(
         sync_regs,
         kernel: kernel.ledger,
         exit_page: exit_page.map(Arc::new),
+        kernel_map: Arc::default(),
+        marks,
         query_log,
         started: OnceLock::new(),
         threads: Mutex::new(vec![None; fds.len()]),
@@ -538,6 +638,7 @@ pub fn build(
         tsc_khz,
         sources,
         images: boot.images,
+        boot: entered,
         listening,
         prefault_time,
         fd,

@@ -16,6 +16,7 @@ use exit_abi::port;
 
 use super::PlatformError;
 use super::irqchip::Kind;
+use crate::devices::serial::Registers;
 use crate::layout;
 
 const OEM: [u8; 6] = *b"EXITVI";
@@ -142,7 +143,7 @@ impl Place {
 }
 
 /// Makes the tables of a machine with this many vCPUs.
-pub fn tables(cpus: u32, irqchip: Kind) -> Result<Tables, PlatformError> {
+pub fn tables(cpus: u32, irqchip: Kind, com1: Registers) -> Result<Tables, PlatformError> {
     let mut place = Place(layout::ACPI);
     // Those that point come before those that they point to, whose places are therefore reckoned
     // from the sizes of the former, which are fixed.
@@ -150,17 +151,17 @@ pub fn tables(cpus: u32, irqchip: Kind) -> Result<Tables, PlatformError> {
     let xsdt_at = place.take(xsdt(&[0, 0]).1);
     let facp_at = place.take(FADT::len() as u64);
     let apic = place.put("apic.dat", &madt(cpus, irqchip));
-    let dsdt = place.put("dsdt.dat", &dsdt(cpus));
+    let dsdt = place.put("dsdt.dat", &dsdt(cpus, com1));
 
     let place_at = |address, file, table: &dyn Aml| Place(address).put(file, table);
     let facp = place_at(facp_at, "facp.dat", &fadt(dsdt.address));
     let xsdt = place_at(xsdt_at, "xsdt.dat", &xsdt(&[facp_at, apic.address]).0);
     let rsdp = place_at(rsdp_at, "rsdp.dat", &Rsdp::new(OEM, xsdt_at));
     let end = dsdt.address + dsdt.bytes.len() as u64;
-    if end > layout::HIGH_START {
+    if end > layout::BIOS_RESET {
         return Err(PlatformError::AcpiTooLarge {
             bytes: end - layout::ACPI,
-            room: layout::HIGH_START - layout::ACPI,
+            room: layout::BIOS_RESET - layout::ACPI,
         });
     }
     Ok(Tables {
@@ -236,7 +237,7 @@ fn madt(cpus: u32, irqchip: Kind) -> Sdt {
 }
 
 /// The DSDT (5.2.11.1): COM1, what is reserved, the processors (8.4), and power-off.
-fn dsdt(cpus: u32) -> Sdt {
+fn dsdt(cpus: u32, com1: Registers) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, DSDT_REVISION, OEM, OEM_TABLE, OEM_REVISION);
     let mut aml = Vec::new();
     let id = |name| Name::new("_HID".into(), &EISAName::new(name));
@@ -245,7 +246,12 @@ fn dsdt(cpus: u32) -> Sdt {
     // A 16550A (PNP0501). KVM's irqfd sets its line and clears it again: edge, active high (6.4.3.6).
     let ports = IO::new(port::COM1, port::COM1, 1, 8);
     let line = Interrupt::new(true, true, false, false, layout::COM1_GSI);
-    let com1_resources = ResourceTemplate::new(vec![&ports, &line]);
+    let page = Memory32Fixed::new(true, layout::STATUS_PAGE as u32, 0x1000);
+    let registers: &dyn Aml = match com1 {
+        Registers::Ports => &ports,
+        Registers::Page => &page,
+    };
+    let com1_resources = ResourceTemplate::new(vec![registers, &line]);
     let com1 = [id("PNP0501"), unique(&0), Name::new("_DDN".into(), &"COM1")];
     let com1_resources = Name::new("_CRS".into(), &com1_resources);
     let com1 = Device::new(
@@ -390,7 +396,7 @@ mod tests {
     proptest! {
         #[test]
         fn tables_do_not_overlap(cpus in 1..=crate::config::MAX_CPUS) {
-            let tables = tables(cpus, Kind::Kernel).unwrap();
+            let tables = tables(cpus, Kind::Kernel, Registers::Ports).unwrap();
             let mut end = layout::ACPI;
             for table in tables.all() {
                 prop_assert!(table.address >= end && table.address % ALIGNMENT == 0);

@@ -80,6 +80,19 @@ pub fn create(vm: &VmFd, wish: Wish, linux: bool) -> Result<Kind, Error> {
     Ok(kind)
 }
 
+/// Another descriptor of a VM, for a device of its own.
+pub fn another(kvm: &Kvm, vm: &VmFd) -> Result<VmFd, Error> {
+    use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+    // SAFETY: `vm` owns its descriptor and outlives this borrow.
+    let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+    let fd = fd
+        .try_clone_to_owned()
+        .map_err(crate::error::host::<io::Error>("duplicate a descriptor"))?;
+    // SAFETY: the descriptor is a VM's and nobody else's, since it was just duplicated.
+    let vm = unsafe { kvm.create_vmfd_from_rawfd(fd.into_raw_fd()) };
+    vm.map_err(kvm_error("a second descriptor of a VM"))
+}
+
 /// The IOAPIC of a split irqchip, wired to KVM.
 pub struct Wired {
     ioapic: Mutex<IoApic<PINS>>,
@@ -90,18 +103,9 @@ pub struct Wired {
 impl Wired {
     /// An IOAPIC that nothing has been written to.
     pub fn new(kvm: &Kvm, vm: &VmFd, kind: Kind) -> Result<Self, Error> {
-        use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
-        // SAFETY: `vm` owns its descriptor and outlives this borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
-        let fd = fd
-            .try_clone_to_owned()
-            .map_err(crate::error::host::<io::Error>("duplicate a descriptor"))?;
-        // SAFETY: the descriptor is a VM's and nobody else's, since it was just duplicated.
-        let vm = unsafe { kvm.create_vmfd_from_rawfd(fd.into_raw_fd()) };
-        let vm = vm.map_err(kvm_error("a second descriptor of a VM"))?;
         let wired = Self {
             ioapic: Mutex::default(),
-            vm,
+            vm: another(kvm, vm)?,
             first_gsi: kind.first_gsi(),
         };
         // Without this KVM has the routes of its own IOAPIC, which is not there.

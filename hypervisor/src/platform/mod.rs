@@ -5,14 +5,17 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::pvh::Module;
+use crate::devices::serial::Registers;
 use crate::layout;
 use crate::memory::Memory;
 
 pub mod acpi;
+mod bios;
 pub mod cpuid;
 pub mod dump;
 pub mod fdt;
 pub mod irqchip;
+mod ratio;
 
 /// What can go wrong while the machine is described. None of it is the user's doing.
 #[derive(Debug, Error)]
@@ -62,6 +65,8 @@ pub struct Machine<'a> {
     pub resets: u32,
     /// Bytes of the exit page, if there is one.
     pub exit_page: Option<u64>,
+    /// Where COM1's registers are.
+    pub com1: Registers,
 }
 
 /// The descriptions, as they lie in guest memory.
@@ -86,12 +91,15 @@ impl Described {
 
 /// Describes the machine and writes the descriptions into guest memory.
 pub fn describe(memory: &Memory, machine: &Machine<'_>) -> Result<Described, PlatformError> {
-    let acpi = acpi::tables(machine.cpus, machine.irqchip)?;
+    let acpi = acpi::tables(machine.cpus, machine.irqchip, machine.com1)?;
     for table in acpi.all() {
         memory
             .write_slice(&table.bytes, GuestAddress(table.address))
             .map_err(|e| PlatformError::Place("ACPI tables", e))?;
     }
+    memory
+        .write_slice(&bios::RESET, GuestAddress(layout::BIOS_RESET))
+        .map_err(|e| PlatformError::Place("code that resets", e))?;
     let tree = fdt::tree(machine)?;
     memory
         .write_slice(&tree, GuestAddress(layout::DEVICE_TREE))
@@ -115,6 +123,7 @@ pub(crate) mod tests {
             timer_hz: 1_000_000_000,
             resets: 0,
             exit_page: Some(0x9000),
+            com1: Registers::Ports,
         }
     }
 

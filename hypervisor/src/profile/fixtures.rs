@@ -76,6 +76,8 @@ pub(crate) fn milestone(number: u32, name: &str, nanos: u64, accounts: Accounts)
     Milestone {
         number,
         name,
+        kind: None,
+        at: None,
         vcpu: 0,
         tsc: nanos * 5 / 2,
         nanos,
@@ -181,11 +183,13 @@ pub(crate) fn zero() -> Profile {
         },
         milestones: vec![milestone(1, "reset", 0, Accounts::default())],
         milestones_dropped: 0,
+        milestones_missed: Vec::new(),
         total: Accounts::default(),
         vcpus: vec![Accounts::default()],
         gates: GateFigures::default(),
         memory: None,
         histograms: Vec::new(),
+        culprits: Vec::new(),
         first_end: None,
         reboots: Vec::new(),
         reboots_dropped: 0,
@@ -307,11 +311,13 @@ pub(crate) fn reboots() -> Profile {
             end,
             milestones,
             milestones_dropped: 0,
+            milestones_missed: Vec::new(),
             vcpus: vec![total.clone()],
             total,
             gates: profile.gates.clone(),
             memory: profile.memory.clone(),
             histograms: Vec::new(),
+            culprits: Vec::new(),
         });
     }
     profile.end = ended(EndKind::PowerOff, "the guest powered off", 96_220_000);
@@ -319,7 +325,7 @@ pub(crate) fn reboots() -> Profile {
 }
 
 /// What is asked for in a step of a boot: its place, what, which, how often.
-type Asking = (usize, AskKind, u32, u64);
+type Asking = (usize, AskKind, u64, u64);
 
 /// Books what is asked for: in the snapshot of its step, in all later ones, and in the total.
 fn asking(profile: &mut Profile, asked: &[Asking]) {
@@ -853,6 +859,8 @@ pub(crate) fn huge() -> Profile {
     let late = Milestone {
         number: most as u32,
         name,
+        kind: None,
+        at: None,
         vcpu: u32::MAX,
         tsc: most,
         nanos: most,
@@ -931,8 +939,12 @@ prop_compose! {
             Just(AskKind::PortIn),
             Just(AskKind::PortOut),
             Just(AskKind::Cpuid),
+            Just(AskKind::Page),
+            Just(AskKind::Ram),
+            Just(AskKind::Exception),
+            Just(AskKind::CrWrite),
         ],
-        index in prop_oneof![any::<u32>(), Just(0x6E0), Just(0x20), 0u32..0x1_0000],
+        index in prop_oneof![any::<u64>(), Just(0x6E0), Just(0x20), 0u64..0x1_0000],
         count in figure(),
     ) -> Ask {
         Ask { kind, index, count }
@@ -961,6 +973,7 @@ prop_compose! {
         codes in proptest::collection::vec(any_code(), 0..6),
         asks in proptest::collection::vec(any_ask(), 0..24),
         emulated in proptest::collection::vec(any_event(), 0..3),
+        culprits in proptest::collection::vec(figure(), 0..6),
     ) -> Accounts {
         let [total, residual, own_residual, other, excess, failed, ..] = figures;
         let [.., userspace, own_userspace, vmm_cycles, own_vmm_cycles, blocked_cycles, asks_dropped] = figures;
@@ -980,6 +993,8 @@ prop_compose! {
             codes,
             asks,
             asks_dropped,
+            culprits,
+            culprit_cycles: Vec::new(),
             emulated,
         }
     }
@@ -993,7 +1008,7 @@ prop_compose! {
         nanos in figure(),
         accounts in any_accounts(),
     ) -> Milestone {
-        Milestone { number, name, vcpu, tsc: nanos, nanos, accounts }
+        Milestone { number, name, kind: None, at: None, vcpu, tsc: nanos, nanos, accounts }
     }
 }
 
@@ -1016,11 +1031,13 @@ prop_compose! {
             end,
             milestones,
             milestones_dropped: 0,
+            milestones_missed: Vec::new(),
             vcpus: vec![total.clone()],
             total,
             gates: GateFigures::default(),
             memory: None,
             histograms: Vec::new(),
+            culprits: Vec::new(),
         }
     }
 }

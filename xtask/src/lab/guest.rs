@@ -77,12 +77,17 @@ pub(super) fn guest(packages: &Packages, version: Version) -> anyhow::Result<Gue
     let kernel = version.kernel(packages)?;
     Ok(Guest {
         kernel: kernel.image,
-        initrd: initramfs(packages, "initramfs", INIT)?,
+        initrd: initramfs(packages, "initramfs", INIT, |_| Ok(()))?,
     })
 }
 
-/// Writes an initramfs with busybox and this `/init`.
-fn initramfs(packages: &Packages, name: &str, init: &str) -> anyhow::Result<PathBuf> {
+/// Writes an initramfs with busybox, this `/init`, and what is added.
+pub(super) fn initramfs(
+    packages: &Packages,
+    name: &str,
+    init: &str,
+    add: impl FnOnce(&mut Archive) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
     const TREE: &Wanted = &BUSYBOX;
     let busybox = packages.tree(TREE)?.path("bin/busybox");
     let bytes = fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
@@ -94,6 +99,7 @@ fn initramfs(packages: &Packages, name: &str, init: &str) -> anyhow::Result<Path
     archive.file(Path::new("/bin/busybox"), 0o755, bytes);
     archive.link(Path::new("/bin/sh"), "busybox".as_ref());
     archive.file(Path::new("/init"), 0o755, init.as_bytes().to_vec());
+    add(&mut archive)?;
     let folder = packages.folder.join("guest");
     let path = folder.join(format!("{name}.cpio"));
     let mut content = Vec::new();

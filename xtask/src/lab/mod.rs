@@ -2,6 +2,7 @@
 //! AMD-V or VT-x, Debian's kernel runs on it, and Exitvisor runs on that kernel's KVM.
 
 pub(crate) mod agent;
+pub(crate) mod asking;
 mod bochs;
 mod command;
 mod cpio;

@@ -27,6 +27,8 @@ pub(super) enum Reg {
     R4,
     R5,
     R6,
+    R7,
+    R8,
 }
 
 /// The width of a load or store.
@@ -103,15 +105,15 @@ pub(super) enum Map {
     Ledger,
     /// Whose exit is next.
     Marks,
-    /// What was asked for.
-    Asks,
+    /// Who caused exits.
+    Culprits,
     /// Durations.
     Histogram,
 }
 
 impl Map {
     /// All of them, in the order of their descriptors.
-    pub(super) const ALL: [Self; 4] = [Self::Ledger, Self::Marks, Self::Asks, Self::Histogram];
+    pub(super) const ALL: [Self; 4] = [Self::Ledger, Self::Marks, Self::Culprits, Self::Histogram];
 }
 
 /// Descriptors of the maps, in the order of [`Map::ALL`].
@@ -347,7 +349,7 @@ mod tests {
         let out = asm.label();
         asm.load(Width::W, R1, R1, 56);
         asm.jump_if_imm(If::Above, R1, 3, out);
-        asm.map_value(R0, Map::Asks, 64);
+        asm.map_value(R0, Map::Culprits, 64);
         asm.atomic_add(R0, 8, R1);
         asm.place(out);
         asm.finish_with(0);
