@@ -69,7 +69,7 @@ pub(crate) fn fetched(own: &Own, version: Version) -> anyhow::Result<Guest> {
 
 /// The initramfs, for a kernel of the user's own; busybox is fetched first if it is not there yet.
 pub(crate) fn initramfs_alone(own: &Own) -> anyhow::Result<PathBuf> {
-    initramfs(&packages(own)?, "initramfs", INIT)
+    initramfs(&packages(own)?, "initramfs", INIT, |_| Ok(()))
 }
 
 /// The guest of this version; fetched and made first if it is not there yet.

@@ -19,13 +19,12 @@ use crate::FAILED;
 use crate::boot_profile::{unused_name, with_suffix};
 use crate::build::{self, Built};
 use crate::lab::{self, Host, Job, Own, Version, guest, qemu};
-use crate::step::Step;
 use crate::workspace;
 use cost::Cost;
 pub(crate) use inside::InLab;
 use inside::{Plan, Said};
 use report::Report;
-use vmm::{FAST_OPTION, Guest, Programs, Vmm, Way, ways};
+use vmm::{Guest, Programs, Vmm, Way, ways};
 
 /// Boot Debian's Linux on exitvisor and on QEMU's machines in the AMD lab, and show what it cost each
 ///
@@ -73,7 +72,7 @@ impl Linux {
     pub(crate) fn run(self) -> anyhow::Result<u8> {
         let built = build::build()?;
         let own = self.own.clone().or_environment();
-        let ways = ways(&self.only, has_fast_console(&built)?);
+        let ways = ways(&self.only);
         let (said, method) = self.measure(&built, &own, &ways)?;
         let boots = ways.iter().zip(&said);
         let boots: Vec<_> = boots.map(|(way, said)| Cost::of(*way, said)).collect();
@@ -184,12 +183,4 @@ impl Linux {
         ];
         Ok((said, method))
     }
-}
-
-/// Whether this exitvisor has a console that costs less.
-fn has_fast_console(built: &Built) -> anyhow::Result<bool> {
-    let help = Step::new(&built.exitvisor)
-        .args(["run", "--help"])
-        .stdout()?;
-    Ok(String::from_utf8_lossy(&help).contains(FAST_OPTION))
 }

@@ -84,7 +84,7 @@ impl Way {
         let console = match self.console {
             Console::Quiet => "",
             Console::Serial => ", not quiet",
-            Console::Fast => ", not quiet, fast console",
+            Console::Fast => ", not quiet, --console page",
         };
         format!("{}{console}", self.vmm.name())
     }
@@ -93,8 +93,7 @@ impl Way {
     pub(crate) fn cmdline(self) -> String {
         let console = match self.console {
             Console::Quiet => "console=ttyS0 quiet",
-            Console::Serial => "console=ttyS0",
-            Console::Fast => FAST_ARGUMENTS,
+            Console::Serial | Console::Fast => "console=ttyS0",
         };
         format!("{console} {CMDLINE} -- idle")
     }
@@ -137,13 +136,11 @@ impl Way {
     }
 }
 
-/// The option of exitvisor's by which a console costs less, and what Linux is told then.
-pub(crate) const FAST_OPTION: &str = "--console";
-const FAST_OPTIONS: [&str; 2] = [FAST_OPTION, "fast"];
-const FAST_ARGUMENTS: &str = "console=ttyS0";
+/// What makes the console cost less (`docs/linux.md`).
+const FAST_OPTIONS: [&str; 2] = ["--console", "page"];
 
-/// All that are booted for these VMMs; `fast`: exitvisor has a console that costs less.
-pub(crate) fn ways(only: &[Vmm], fast: bool) -> Vec<Way> {
+/// All that are booted for these VMMs.
+pub(crate) fn ways(only: &[Vmm]) -> Vec<Way> {
     let way = |vmm, console| Way { vmm, console };
     let all = [
         way(Vmm::Ours, Console::Quiet),
@@ -155,7 +152,6 @@ pub(crate) fn ways(only: &[Vmm], fast: bool) -> Vec<Way> {
     ];
     let mut ways = all.to_vec();
     ways.retain(|way| only.is_empty() || only.contains(&way.vmm));
-    ways.retain(|way| fast || way.console != Console::Fast);
     ways
 }
 
@@ -181,7 +177,7 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        let all = ways(&[], true);
+        let all = ways(&[]);
         assert_eq!(
             shown(all[0]),
             "/x run --ledger off --exit-page off --memory 256M --cmdline console=ttyS0 quiet reboot=k \
@@ -197,14 +193,15 @@ mod tests {
 
     #[test]
     fn only_some() {
-        let names = |only: &[Vmm], fast| -> Vec<String> {
-            ways(only, fast).into_iter().map(Way::name).collect()
-        };
-        assert_eq!(names(&[Vmm::Pc], true), ["QEMU pc"]);
-        assert_eq!(
-            names(&[Vmm::Ours], false),
-            ["exitvisor", "exitvisor, not quiet"]
-        );
-        assert_eq!(names(&[], true).len(), 6);
+        let names =
+            |only: &[Vmm]| -> Vec<String> { ways(only).into_iter().map(Way::name).collect() };
+        assert_eq!(names(&[Vmm::Pc]), ["QEMU pc"]);
+        let ours = [
+            "exitvisor",
+            "exitvisor, not quiet",
+            "exitvisor, not quiet, --console page",
+        ];
+        assert_eq!(names(&[Vmm::Ours]), ours);
+        assert_eq!(names(&[]).len(), 6);
     }
 }
