@@ -17,6 +17,7 @@ pub mod limit;
 pub mod load;
 pub mod paging;
 pub mod passes;
+pub mod questions;
 pub mod runs;
 pub mod save;
 pub mod split;
