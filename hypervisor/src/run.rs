@@ -45,6 +45,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         mut standings,
         mut at,
         pass: first,
+        startup_cpu_nanos,
     } = session.pass(config, vm);
     let mut reboots = Reboots::default();
     for resets in 1.. {
@@ -108,6 +109,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,
         reboots_dropped: reboots.dropped,
+        startup_cpu_nanos,
         reasons,
     })
 }

@@ -72,6 +72,8 @@ pub(super) struct Outcome {
     pub(super) at: Clocks,
     /// What it cost.
     pub(super) pass: Pass,
+    /// CPU time of the process until its guest was first entered.
+    pub(super) startup_cpu_nanos: Option<u64>,
 }
 
 impl Session {
@@ -161,6 +163,7 @@ impl Session {
         Outcome {
             standings,
             at,
+            startup_cpu_nanos: shared.entered.get().copied().flatten(),
             pass: Pass {
                 memory: memory(&shared, config, prefault_time),
                 ..account(&shared, started.nanos_since(&start), end)
