@@ -103,6 +103,8 @@ pub struct Shared {
     pub query_log: Option<Mutex<Console>>,
     /// When the VM started; set once, by the first to run.
     pub started: OnceLock<Start>,
+    /// CPU time of the process when a vCPU was about to enter the guest first, nanoseconds.
+    pub entered: OnceLock<Option<u64>>,
     /// The kernel-side ledger, if there is one.
     pub kernel: Option<Arc<KernelLedger>>,
     /// The exit page, if there is one: like guest memory, it outlives the VM.
@@ -155,6 +157,22 @@ impl Shared {
             unsafe { libc::pthread_kill(*thread, kick_signal()) };
         }
     }
+}
+
+/// CPU time of this process, nanoseconds.
+fn cpu_time() -> Option<u64> {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a timespec to be written.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    let (seconds, nanos) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec));
+    (result == 0).then_some(())?;
+    seconds
+        .ok()?
+        .checked_mul(1_000_000_000)?
+        .checked_add(nanos.ok()?)
 }
 
 /// A moment, on both clocks.
@@ -278,9 +296,10 @@ pub struct Vcpu {
     /// Its record of the exit page, where that is the VMM's to write.
     page: Recorder,
     ports: Ports,
-    scratch: Scratch,
+    /// On the heap, as is what follows: a vCPU is handed from thread to thread.
+    scratch: Box<Scratch>,
     /// The figures when the open section of the profiler's own began.
-    section_start: Figures,
+    section_start: Box<Figures>,
     /// The gates this vCPU is armed with, and their generation.
     slots: Slots,
     generation: u64,
@@ -302,8 +321,8 @@ impl Vcpu {
             shared,
             ledger,
             ports: Ports::default(),
-            scratch: Scratch::default(),
-            section_start: Figures::default(),
+            scratch: Box::default(),
+            section_start: Box::default(),
             slots: Slots::default(),
             generation: 0,
             step: None,
@@ -415,6 +434,7 @@ impl Vcpu {
     /// The run loop.
     fn run(&mut self) {
         let mut open: Option<(Entry, Owner, u64)> = None;
+        self.shared.entered.get_or_init(cpu_time);
         while !self.shared.control.stopping() {
             if self.generation != self.shared.gates.generation()
                 && let Err(error) = self.arm()
@@ -743,7 +763,7 @@ impl Vcpu {
         self.shared.books.vcpu(self.index, &mut self.scratch);
         self.page.refresh(self.index, &self.scratch.figures);
         if opens {
-            self.section_start.clone_from(&self.scratch.figures);
+            (*self.section_start).clone_from(&self.scratch.figures);
         } else {
             let now = &self.scratch.figures;
             self.shared
@@ -804,8 +824,9 @@ impl Vcpu {
     }
 
     fn try_gate_command(&mut self, number: u32, address: u64) -> Result<(), Outcome> {
-        let kind = match Command::from_number(number).ok_or(Outcome::BadCommand)? {
-            Command::RegisterCpuid => GateKind::Cpuid,
+        let command = Command::from_number(number).ok_or(Outcome::BadCommand)?;
+        let kind = match command {
+            Command::RegisterCpuid | Command::RegisterUnmappedCpuid => GateKind::Cpuid,
             Command::RegisterHypercall => GateKind::Hypercall,
             Command::Withdraw => {
                 let generation = self.shared.gates.withdraw(address)?;
@@ -817,10 +838,11 @@ impl Vcpu {
         }
         let mut bytes = [0; 3];
         let bytes = &mut bytes[..kind.length() as usize];
-        if self.read_linear(address, bytes) < bytes.len() {
+        let is_mapped = self.read_linear(address, bytes) == bytes.len();
+        if !is_mapped && command != Command::RegisterUnmappedCpuid {
             return Err(Outcome::BadAddress);
         }
-        if !kind.matches(bytes) {
+        if is_mapped && !kind.matches(bytes) {
             return Err(Outcome::NotTheInstruction);
         }
         let gate = Gate { address, kind };

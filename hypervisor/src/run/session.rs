@@ -73,6 +73,8 @@ pub(super) struct Outcome {
     pub(super) pass: Pass,
     /// What a person is to be told of its milestones, a line each.
     pub(super) notes: Vec<String>,
+    /// CPU time of the process until its guest was first entered.
+    pub(super) startup_cpu_nanos: Option<u64>,
 }
 
 impl Session {
@@ -171,6 +173,7 @@ impl Session {
             notes,
             standings,
             at,
+            startup_cpu_nanos: shared.entered.get().copied().flatten(),
             pass: Pass {
                 memory: memory(&shared, config, prefault_time),
                 ..account(&shared, started.nanos_since(&start), end)
