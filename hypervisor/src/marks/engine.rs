@@ -452,7 +452,7 @@ impl What {
     fn accepts(self, cpu: &Cpu, stack: Option<u64>) -> bool {
         match self {
             Self::User { cr3 } => cpu.cpl == 3 && cpu.cr3 & !CR3_IGNORED == cr3,
-            Self::Thread => cpu.cpl == 0 && stack.is_none_or(|stack| cpu.rsp / STACK == stack),
+            Self::Thread => cpu.cpl == 0 && stack.is_some_and(|stack| cpu.rsp / STACK == stack),
             _ => cpu.cpl == 0,
         }
     }
