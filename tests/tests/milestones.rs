@@ -33,7 +33,8 @@ fn symbols_of_an_elf_file() {
     assert_eq!(at("done").kind, Some(MilestoneKind::Port));
     assert_eq!(profile.milestones[0].kind, Some(MilestoneKind::Reset));
     let debug = profile.total.reason(0).unwrap();
-    assert_eq!(debug.exits, debug.own);
+    // Among the exceptions may be others of the guest's.
+    assert!(debug.own >= 2 + profile.gates.queries, "{debug:?}");
 }
 
 #[test]
