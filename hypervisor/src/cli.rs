@@ -30,7 +30,7 @@ use crate::report::culprits::View;
 #[command(after_help = "\
 Exit status: 0-63 the guest's own; 64 usage, 65 bad profile, 66 bad image, 69 no KVM, 70 internal,
 71 host, 73 output, 80 time limit, 81 triple fault, 82 guest crash, 83 KVM gave up, 84 growth,
-85 too many resets, 129/130/143 interrupted by SIGHUP, Ctrl-C, SIGTERM.")]
+85 too many resets, 86 a milestone asked for and not reached, 129/130/143 interrupted by SIGHUP, Ctrl-C, SIGTERM.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -190,11 +190,14 @@ fn show(args: ReportArgs) -> Result<u8, Error> {
             let what = "--by shows one profile: give one";
             return Err(Error::Usage(what.into()));
         }
-        profiles if args.format == Format::Text => report::runs::render(profiles),
-        _ => {
-            let what = "several profiles are shown as text alone: leave out --format, or give one";
-            return Err(Error::Usage(what.into()));
-        }
+        profiles => match args.format {
+            Format::Text => report::questions::text(profiles),
+            Format::Json => report::questions::json(profiles),
+            Format::Csv => {
+                let what = "several profiles are shown as text or JSON, not as CSV: give one";
+                return Err(Error::Usage(what.into()));
+            }
+        },
     };
     write_out(args.output.as_deref(), &text)
 }

@@ -48,6 +48,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         mut at,
         pass: mut first,
         notes,
+        startup_cpu_nanos,
     } = session.pass(config, vm);
     let mut reboots = Reboots::default();
     for resets in 1.. {
@@ -139,6 +140,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,
         reboots_dropped: reboots.dropped,
+        startup_cpu_nanos,
         reasons,
     })
 }

@@ -194,6 +194,7 @@ pub(crate) fn zero() -> Profile {
         first_end: None,
         reboots: Vec::new(),
         reboots_dropped: 0,
+        startup_cpu_nanos: None,
         reasons: reasons(&[11, 13, 17, 44, 52, 56, 60, 69, 70, 76, 77], |n| {
             [2, 10, 12, 30].contains(&n)
         }),

@@ -14,6 +14,7 @@ pub mod layout;
 mod names;
 pub mod paging;
 mod passes;
+pub mod questions;
 pub mod runs;
 pub mod summary;
 pub mod survey;
