@@ -12,6 +12,7 @@ mod ci;
 mod exercises;
 mod kvm_module;
 mod lab;
+mod linux_guest;
 mod on;
 mod paging;
 mod run;

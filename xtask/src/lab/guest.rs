@@ -67,9 +67,9 @@ pub(crate) fn fetched(own: &Own, version: Version) -> anyhow::Result<Guest> {
     guest(&packages(own)?, version)
 }
 
-/// A kernel as an ELF file, which some machines boot and others boot faster.
-pub(crate) fn unpacked(own: &Own, bzimage: &Path) -> anyhow::Result<PathBuf> {
-    vmlinux::file(bzimage, &packages(own)?.folder.join(bochs::KERNELS))
+/// The initramfs, for a kernel of the user's own; busybox is fetched first if it is not there yet.
+pub(crate) fn initramfs_alone(own: &Own) -> anyhow::Result<PathBuf> {
+    initramfs(&packages(own)?, "initramfs", INIT, |_| Ok(()))
 }
 
 /// The guest of this version; fetched and made first if it is not there yet.

@@ -31,28 +31,17 @@ pub(crate) enum Console {
     Fast,
 }
 
-/// The kernel, as a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// As distributions ship it: it unpacks itself.
-    BzImage,
-    /// Unpacked.
-    Vmlinux,
-}
-
 /// One way to boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Way {
     pub(crate) vmm: Vmm,
-    pub(crate) form: Form,
     pub(crate) console: Console,
 }
 
 /// What is booted.
 #[derive(Debug)]
 pub(crate) struct Guest<'a> {
-    pub(crate) bzimage: &'a Path,
-    pub(crate) vmlinux: &'a Path,
+    pub(crate) kernel: &'a Path,
     pub(crate) initrd: &'a Path,
     /// MiB.
     pub(crate) memory: u64,
@@ -90,62 +79,53 @@ impl Vmm {
 }
 
 impl Way {
-    /// As people know it: `exitvisor`, `QEMU pc (vmlinux)`, `exitvisor, not quiet`.
+    /// As people know it: `QEMU pc`, `exitvisor, not quiet`.
     pub(crate) fn name(self) -> String {
-        let form = match self.form {
-            Form::BzImage => "",
-            Form::Vmlinux => " (vmlinux)",
-        };
         let console = match self.console {
             Console::Quiet => "",
             Console::Serial => ", not quiet",
-            Console::Fast => ", not quiet, fast console",
+            Console::Fast => ", not quiet, --console page",
         };
-        format!("{}{form}{console}", self.vmm.name())
+        format!("{}{console}", self.vmm.name())
     }
 
     /// The guest's command line.
     pub(crate) fn cmdline(self) -> String {
         let console = match self.console {
             Console::Quiet => "console=ttyS0 quiet",
-            Console::Serial => "console=ttyS0",
-            Console::Fast => FAST_ARGUMENTS,
+            Console::Serial | Console::Fast => "console=ttyS0",
         };
         format!("{console} {CMDLINE} -- idle")
     }
 
     /// The words that boot it so.
     pub(crate) fn boot(self, programs: &Programs<'_>, guest: &Guest<'_>, counted: bool) -> Boot {
-        let kernel = match self.form {
-            Form::BzImage => guest.bzimage,
-            Form::Vmlinux => guest.vmlinux,
-        };
         let memory = format!("{}M", guest.memory);
-        let mut words: Vec<OsString> = Vec::new();
-        let mut add = |more: &[&str]| words.extend(more.iter().map(OsString::from));
         let cmdline = self.cmdline();
-        if self.vmm == Vmm::Ours {
-            add(&[&programs.exitvisor.to_string_lossy(), "run"]);
-            add(&["--ledger", "off", "--exit-page", "off"]);
-            add(&["--memory", &memory, "--cmdline", &cmdline]);
+        let own = |words: &[&str]| -> Vec<OsString> { words.iter().map(Into::into).collect() };
+        let mut words = if self.vmm == Vmm::Ours {
+            let mut words = vec![programs.exitvisor.into()];
+            words.extend(own(&["run", "--ledger", "off", "--exit-page", "off"]));
+            words.extend(own(&["--memory", &memory, "--cmdline", &cmdline]));
             if self.console == Console::Fast {
-                add(&FAST_OPTIONS);
+                words.extend(own(&FAST_OPTIONS));
             }
+            words
         } else {
-            add(&[]);
-            words.extend_from_slice(programs.qemu);
-            let mut add = |more: &[&str]| words.extend(more.iter().map(OsString::from));
-            add(&["-accel", "kvm", "-cpu", "host", "-M", self.vmm.machine()]);
-            add(&["-nodefaults", "-no-user-config", "-display", "none"]);
-            add(&["-serial", "stdio", "-no-reboot", "-m", &memory]);
-            add(&["-append", &cmdline]);
-        }
+            let mut words = programs.qemu.to_vec();
+            let machine = self.vmm.machine();
+            words.extend(own(&["-accel", "kvm", "-cpu", "host", "-M", machine]));
+            words.extend(own(&["-nodefaults", "-no-user-config", "-display", "none"]));
+            words.extend(own(&["-serial", "stdio", "-no-reboot", "-m", &memory]));
+            words.extend(own(&["-append", &cmdline]));
+            words
+        };
         let option = |ours: &'static str, qemu: &'static str| match self.vmm {
             Vmm::Ours => ours,
             _ => qemu,
         };
         words.push(option("--kernel", "-kernel").into());
-        words.push(kernel.into());
+        words.push(guest.kernel.into());
         words.push(option("--initrd", "-initrd").into());
         words.push(guest.initrd.into());
         Boot {
@@ -156,26 +136,22 @@ impl Way {
     }
 }
 
-/// The option of exitvisor's by which a console costs less, and what Linux is told then.
-pub(crate) const FAST_OPTION: &str = "--console";
-const FAST_OPTIONS: [&str; 2] = [FAST_OPTION, "fast"];
-const FAST_ARGUMENTS: &str = "console=ttyS0";
+/// What makes the console cost less (`docs/linux.md`).
+const FAST_OPTIONS: [&str; 2] = ["--console", "page"];
 
-/// All that are booted for these VMMs; `fast`: exitvisor has a console that costs less.
-pub(crate) fn ways(only: &[Vmm], fast: bool) -> Vec<Way> {
-    let way = |vmm, form, console| Way { vmm, form, console };
+/// All that are booted for these VMMs.
+pub(crate) fn ways(only: &[Vmm]) -> Vec<Way> {
+    let way = |vmm, console| Way { vmm, console };
     let all = [
-        way(Vmm::Ours, Form::BzImage, Console::Quiet),
-        way(Vmm::Ours, Form::BzImage, Console::Serial),
-        way(Vmm::Ours, Form::BzImage, Console::Fast),
-        way(Vmm::Microvm, Form::Vmlinux, Console::Quiet),
-        way(Vmm::Microvm, Form::BzImage, Console::Quiet),
-        way(Vmm::Pc, Form::BzImage, Console::Quiet),
-        way(Vmm::Q35, Form::BzImage, Console::Quiet),
+        way(Vmm::Ours, Console::Quiet),
+        way(Vmm::Ours, Console::Serial),
+        way(Vmm::Ours, Console::Fast),
+        way(Vmm::Microvm, Console::Quiet),
+        way(Vmm::Pc, Console::Quiet),
+        way(Vmm::Q35, Console::Quiet),
     ];
     let mut ways = all.to_vec();
     ways.retain(|way| only.is_empty() || only.contains(&way.vmm));
-    ways.retain(|way| fast || way.console != Console::Fast);
     ways
 }
 
@@ -185,8 +161,7 @@ mod tests {
 
     fn shown(way: Way) -> String {
         let guest = Guest {
-            bzimage: Path::new("/k/vmlinuz"),
-            vmlinux: Path::new("/k/vmlinux"),
+            kernel: Path::new("/k/vmlinuz"),
             initrd: Path::new("/i"),
             memory: 256,
         };
@@ -202,7 +177,7 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        let all = ways(&[], true);
+        let all = ways(&[]);
         assert_eq!(
             shown(all[0]),
             "/x run --ledger off --exit-page off --memory 256M --cmdline console=ttyS0 quiet reboot=k \
@@ -212,20 +187,21 @@ mod tests {
             shown(all[3]),
             "/q -accel kvm -cpu host -M microvm,rtc=on -nodefaults -no-user-config -display none -serial \
              stdio -no-reboot -m 256M -append console=ttyS0 quiet reboot=k panic=-1 rdinit=/init -- idle \
-             -kernel /k/vmlinux -initrd /i"
+             -kernel /k/vmlinuz -initrd /i"
         );
     }
 
     #[test]
     fn only_some() {
-        let names = |only: &[Vmm], fast| -> Vec<String> {
-            ways(only, fast).into_iter().map(Way::name).collect()
-        };
-        assert_eq!(names(&[Vmm::Pc], true), ["QEMU pc"]);
-        assert_eq!(
-            names(&[Vmm::Ours], false),
-            ["exitvisor", "exitvisor, not quiet"]
-        );
-        assert_eq!(names(&[], true).len(), 7);
+        let names =
+            |only: &[Vmm]| -> Vec<String> { ways(only).into_iter().map(Way::name).collect() };
+        assert_eq!(names(&[Vmm::Pc]), ["QEMU pc"]);
+        let ours = [
+            "exitvisor",
+            "exitvisor, not quiet",
+            "exitvisor, not quiet, --console page",
+        ];
+        assert_eq!(names(&[Vmm::Ours]), ours);
+        assert_eq!(names(&[]).len(), 6);
     }
 }
