@@ -32,6 +32,7 @@ mod header {
     pub(super) const INITRD_ADDR_MAX: usize = 0x22C;
     pub(super) const XLOADFLAGS: usize = 0x236;
     pub(super) const CMDLINE_SIZE: usize = 0x238;
+    pub(super) const SETUP_DATA: usize = 0x250;
     pub(super) const PREF_ADDRESS: usize = 0x258;
     pub(super) const INIT_SIZE: usize = 0x260;
 }
@@ -154,8 +155,9 @@ impl ZeroPage {
         info: &StartInfo<'_>,
         map: &[ram::Entry],
         initrd: Option<&Module<'_>>,
+        setup_data: Option<&Module<'_>>,
     ) -> u64 {
-        self.fill(kernel, info, map, initrd);
+        self.fill(kernel, info, map, initrd, setup_data);
         &raw const self.0 as u64
     }
 
@@ -172,6 +174,7 @@ impl ZeroPage {
         info: &StartInfo<'_>,
         map: &[ram::Entry],
         initrd: Option<&Module<'_>>,
+        setup_data: Option<&Module<'_>>,
     ) {
         let header = kernel.file.get(HEADER..HEADER_END).unwrap_or_default();
         self.put(HEADER, header);
@@ -182,6 +185,9 @@ impl ZeroPage {
         let (start, bytes) = initrd.map_or((0, 0), |m| (m.start as u32, (m.end - m.start) as u32));
         self.put(header::RAMDISK_IMAGE, &start.to_le_bytes());
         self.put(header::RAMDISK_SIZE, &bytes.to_le_bytes());
+        // Where it is: the kernel wipes the seed in it.
+        let data = setup_data.map_or(0, |module| module.start);
+        self.put(header::SETUP_DATA, &data.to_le_bytes());
         let rsdp = wide(info.raw, field::RSDP);
         self.put(zero_page::ACPI_RSDP_ADDR, &rsdp.to_le_bytes());
         self.put(zero_page::E820_ENTRIES, &[map.len().min(E820_MAX) as u8]);
@@ -254,7 +260,9 @@ mod tests {
         let info = StartInfo::read(&memory, Double::START_INFO).unwrap();
         let map = info.memory_map(&memory).unwrap();
         let mut page = ZeroPage([0; 4096]);
-        page.fill(&kernel, &info, map, Some(&initrd(0x40_0000)));
+        let seed = initrd(0x3F_F009);
+        page.fill(&kernel, &info, map, Some(&initrd(0x40_0000)), Some(&seed));
+        assert_eq!(wide(&page.0, header::SETUP_DATA), 0x3F_F000);
         assert_eq!(word(&page.0, header::MAGIC), MAGIC);
         assert_eq!(page.0[header::TYPE_OF_LOADER], 0xFF);
         assert_eq!(

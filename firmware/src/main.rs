@@ -44,7 +44,7 @@ fn boot(start_info: u32) -> Result<core::convert::Infallible, Error> {
         let kernel = Linux::check(file, initrd, cmdline, &ram, &taken)?;
         kernel.load();
         loaded(cmdline, leaves, &Gates::default())?;
-        let zero_page = linux::room()?.build(&kernel, &info, map, initrd);
+        let zero_page = linux::room()?.build(&kernel, &info, map, initrd, modules.setup_data());
         // SAFETY: `load` has put the kernel where its entry is; the zero page is a static of the
         // firmware's, in memory that the kernel does not take before it has read it.
         unsafe { jump::enter_linux(kernel.entry(), zero_page) }

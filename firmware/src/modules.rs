@@ -1,6 +1,6 @@
 //! The modules: which is the kernel, which the device tree (Xen's `hvm_modlist_entry`).
 
-use exit_abi::devicetree::{INITRD_MODULE, KERNEL_MODULE, MODULE};
+use exit_abi::devicetree::{INITRD_MODULE, KERNEL_MODULE, MODULE, SETUP_DATA_MODULE};
 
 use crate::arch::memory::Physical;
 use crate::error::Error;
@@ -92,6 +92,12 @@ impl<'m> Modules<'m> {
     /// The initial RAM disk, if there is one.
     pub fn initrd(&self) -> Option<&Module<'m>> {
         self.all().iter().find(|m| m.is(INITRD_MODULE))
+    }
+
+    /// Linux's `setup_data`, if there is some: a header of 16 bytes at least.
+    pub fn setup_data(&self) -> Option<&Module<'m>> {
+        let found = self.all().iter().find(|m| m.is(SETUP_DATA_MODULE));
+        found.filter(|module| module.end - module.start >= 16)
     }
 
     /// The device tree, if there is one.

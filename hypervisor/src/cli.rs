@@ -20,7 +20,9 @@ use crate::memory::prefault::Prefault;
 use crate::memory::{HUGE_PAGE, Pages};
 use crate::platform::dump::Dump;
 use crate::platform::irqchip;
+use crate::profile::culprits::By;
 use crate::profile::limit::Limits;
+use crate::report::culprits::View;
 
 /// A tiny KVM hypervisor whose product is knowledge: what a boot costs in VM exits.
 #[derive(Debug, Parser)]
@@ -28,7 +30,7 @@ use crate::profile::limit::Limits;
 #[command(after_help = "\
 Exit status: 0-63 the guest's own; 64 usage, 65 bad profile, 66 bad image, 69 no KVM, 70 internal,
 71 host, 73 output, 80 time limit, 81 triple fault, 82 guest crash, 83 KVM gave up, 84 growth,
-85 too many resets, 129/130/143 interrupted by SIGHUP, Ctrl-C, SIGTERM.")]
+85 too many resets, 86 a milestone asked for and not reached, 129/130/143 interrupted by SIGHUP, Ctrl-C, SIGTERM.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -89,6 +91,7 @@ Examples:
   exitvisor profile --kernel kernel.elf --format json --output profile.json
   exitvisor profile --kernel kernel.elf --leaves reversed --sdm 2020 --timeout 5s
   exitvisor profile --kernel kernel.elf --on-reset continue --max-resets 5
+  exitvisor profile --kernel kernel.elf --by msr --top 5
   exitvisor profile --kernel kernel.elf --dump-acpi tables --dump-dtb machine.dtb")]
 pub struct ProfileArgs {
     /// The VM.
@@ -100,6 +103,42 @@ pub struct ProfileArgs {
     /// Write the profile to this file [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Who caused the exits.
+    #[command(flatten)]
+    pub culprits: CulpritArgs,
+}
+
+/// Which table of culprits is wanted, if one is.
+#[derive(Debug, Args)]
+pub struct CulpritArgs {
+    /// Show, instead, who caused the exits: by port, MSR, leaf, guest-physical page, vector or control
+    /// register; by whatever it was for every reason; or by function of the guest
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub by: Option<By>,
+    /// Most rows of a table of --by [default: 16 in text, else all]
+    #[arg(long, value_name = "N", requires = "by")]
+    pub top: Option<usize>,
+    /// Only what was added on the way to this milestone; `each`: a table per step
+    #[arg(long, value_name = "MILESTONE", requires = "by")]
+    pub at: Option<String>,
+}
+
+impl CulpritArgs {
+    /// What is to be shown, if anything is.
+    pub fn view(self) -> Option<View> {
+        let Self { by, top, at } = self;
+        by.map(|by| View { by, top, at })
+    }
+}
+
+impl ValueEnum for By {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.name()))
+    }
 }
 
 /// Options of `report`.
@@ -108,6 +147,8 @@ pub struct ProfileArgs {
 Examples:
   exitvisor report profile.json
   exitvisor report profile.json --format csv --output profile.csv
+  exitvisor report profile.json --by msr --top 5
+  exitvisor report profile.json --by symbol --at each
   exitvisor report run1.json run2.json run3.json")]
 pub struct ReportArgs {
     /// Saved profiles, JSON [- is standard input]
@@ -119,6 +160,9 @@ pub struct ReportArgs {
     /// Write the report to this file [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Who caused the exits.
+    #[command(flatten)]
+    pub culprits: CulpritArgs,
 }
 
 /// Options of `compare`.

@@ -168,6 +168,23 @@ pub fn map_of(pages: Pages, size: u64) -> Result<Ram, MemoryError> {
     Ok(Ram { memory, mappings })
 }
 
+/// Has the host fill in what is about to be loaded, in one system call: a fault for each page costs as
+/// much as the loading itself. A host that cannot (before Linux 5.14) fills it in as it is written.
+pub fn expect(memory: &Memory, start: u64, bytes: u64) {
+    let Ok(length) = usize::try_from(bytes) else {
+        return;
+    };
+    let Ok(slice) = memory.get_slice(GuestAddress(start), length) else {
+        return;
+    };
+    let host = slice.ptr_guard_mut().as_ptr();
+    let page = host.map_addr(|address| address & !0xFFF);
+    let length = length + (host as usize - page as usize);
+    // SAFETY: the pages are those of a slice of guest memory, which is mapped as a whole; they become
+    // present and keep their content.
+    unsafe { libc::madvise(page.cast(), length, libc::MADV_POPULATE_WRITE) };
+}
+
 /// Gives the regions to KVM, one slot each.
 pub fn give_to_kvm(vm: &VmFd, memory: &Memory) -> Result<(), MemoryError> {
     for (slot, region) in memory.iter().enumerate() {

@@ -47,6 +47,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         mut at,
         pass: first,
         notes,
+        startup_cpu_nanos,
     } = session.pass(config, vm);
     let mut reboots = Reboots::default();
     for resets in 1.. {
@@ -131,6 +132,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,
         reboots_dropped: reboots.dropped,
+        startup_cpu_nanos,
         reasons,
     })
 }

@@ -38,7 +38,8 @@ use crate::exits::page::{ExitPage, Recorder};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
 use crate::layout;
-use crate::marks::{Cpu, Marks};
+use crate::marks::leaf::Leaves;
+use crate::marks::{Cpu, Label, Marks};
 use crate::memory::Ram;
 use crate::platform::irqchip::Wired;
 use crate::profile::KvmKind;
@@ -102,6 +103,8 @@ pub struct Shared {
     pub query_log: Option<Mutex<Console>>,
     /// When the VM started; set once, by the first to run.
     pub started: OnceLock<Start>,
+    /// CPU time of the process when a vCPU was about to enter the guest first, nanoseconds.
+    pub entered: OnceLock<Option<u64>>,
     /// The kernel-side ledger, if there is one.
     pub kernel: Option<Arc<KernelLedger>>,
     /// The exit page, if there is one: like guest memory, it outlives the VM.
@@ -110,6 +113,8 @@ pub struct Shared {
     pub kernel_map: Arc<KernelMap>,
     /// Milestones that are noticed by breakpoints.
     pub marks: Marks,
+    /// CPUID leaves that are milestones.
+    pub leaves: Leaves,
     /// The vCPU threads, so that one can kick another.
     pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
 }
@@ -152,6 +157,22 @@ impl Shared {
             unsafe { libc::pthread_kill(*thread, kick_signal()) };
         }
     }
+}
+
+/// CPU time of this process, nanoseconds.
+fn cpu_time() -> Option<u64> {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a timespec to be written.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    let (seconds, nanos) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec));
+    (result == 0).then_some(())?;
+    seconds
+        .ok()?
+        .checked_mul(1_000_000_000)?
+        .checked_add(nanos.ok()?)
 }
 
 /// A moment, on both clocks.
@@ -231,6 +252,8 @@ enum Action {
     Retry,
     Io(Io),
     Debug(kvm_debug_exit_arch),
+    /// The guest has written to its console other than by a port.
+    Console,
     Finish(Cause),
 }
 
@@ -273,9 +296,10 @@ pub struct Vcpu {
     /// Its record of the exit page, where that is the VMM's to write.
     page: Recorder,
     ports: Ports,
-    scratch: Scratch,
+    /// On the heap, as is what follows: a vCPU is handed from thread to thread.
+    scratch: Box<Scratch>,
     /// The figures when the open section of the profiler's own began.
-    section_start: Figures,
+    section_start: Box<Figures>,
     /// The gates this vCPU is armed with, and their generation.
     slots: Slots,
     generation: u64,
@@ -297,8 +321,8 @@ impl Vcpu {
             shared,
             ledger,
             ports: Ports::default(),
-            scratch: Scratch::default(),
-            section_start: Figures::default(),
+            scratch: Box::default(),
+            section_start: Box::default(),
             slots: Slots::default(),
             generation: 0,
             step: None,
@@ -410,6 +434,7 @@ impl Vcpu {
     /// The run loop.
     fn run(&mut self) {
         let mut open: Option<(Entry, Owner, u64)> = None;
+        self.shared.entered.get_or_init(cpu_time);
         while !self.shared.control.stopping() {
             if self.generation != self.shared.gates.generation()
                 && let Err(error) = self.arm()
@@ -434,6 +459,11 @@ impl Vcpu {
             self.ledger.count(verdict.entry, verdict.owner);
             self.page.count(verdict.entry);
             open = Some((verdict.entry, verdict.owner, left));
+            if verdict.entry == Entry::NotAnExit
+                && let Some(label) = self.shared.leaves.interrupted()
+            {
+                self.milestone(Event::Noticed(label));
+            }
             if let Err(error) = self.obey(verdict.action) {
                 return self.finish(Cause::Kvm(format!("KVM refuses a register: {error}")));
             }
@@ -482,6 +512,7 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 let mut reason = Reason::EPT_MISCONFIG;
+                let mut goes_on = Action::Continue;
                 let written = match self.shared.ioapic_at(address) {
                     Some((ioapic, offset)) => ioapic.write(offset, data),
                     None => {
@@ -490,12 +521,13 @@ impl Vcpu {
                         {
                             // A page is there, and forbids writing.
                             reason = Reason::EPT_VIOLATION;
+                            goes_on = Action::Console;
                         }
                         Ok(())
                     }
                 };
                 let action = match written {
-                    Ok(()) => Action::Continue,
+                    Ok(()) => goes_on,
                     Err(error) => Action::Finish(Cause::Kvm(error.to_string())),
                 };
                 done(reason, Owner::Guest, action)
@@ -627,6 +659,10 @@ impl Vcpu {
     fn obey(&mut self, action: Action) -> Result<(), kvm_ioctls::Error> {
         match action {
             Action::Continue | Action::Retry => {}
+            Action::Console => {
+                let seen = self.shared.com1().take_seen();
+                self.seen(seen);
+            }
             Action::Io(io) => self.io(io),
             Action::Debug(arch) => self.debug(&arch)?,
             Action::Finish(cause) => self.finish(cause),
@@ -668,9 +704,7 @@ impl Vcpu {
                 }
                 let seen = com1.take_seen();
                 drop(com1);
-                for label in seen {
-                    self.milestone(Event::Noticed(label));
-                }
+                self.seen(seen);
             }
             port::BASE..=port::LAST => match self.ports.write(port, access) {
                 Request::None => {}
@@ -689,6 +723,13 @@ impl Vcpu {
                     bus.write(port, access);
                 }
             }
+        }
+    }
+
+    /// Takes the milestones that the guest has just written to its console.
+    fn seen(&mut self, seen: Vec<Label>) {
+        for label in seen {
+            self.milestone(Event::Noticed(label));
         }
     }
 
@@ -722,7 +763,7 @@ impl Vcpu {
         self.shared.books.vcpu(self.index, &mut self.scratch);
         self.page.refresh(self.index, &self.scratch.figures);
         if opens {
-            self.section_start.clone_from(&self.scratch.figures);
+            (*self.section_start).clone_from(&self.scratch.figures);
         } else {
             let now = &self.scratch.figures;
             self.shared
@@ -783,8 +824,9 @@ impl Vcpu {
     }
 
     fn try_gate_command(&mut self, number: u32, address: u64) -> Result<(), Outcome> {
-        let kind = match Command::from_number(number).ok_or(Outcome::BadCommand)? {
-            Command::RegisterCpuid => GateKind::Cpuid,
+        let command = Command::from_number(number).ok_or(Outcome::BadCommand)?;
+        let kind = match command {
+            Command::RegisterCpuid | Command::RegisterUnmappedCpuid => GateKind::Cpuid,
             Command::RegisterHypercall => GateKind::Hypercall,
             Command::Withdraw => {
                 let generation = self.shared.gates.withdraw(address)?;
@@ -796,10 +838,11 @@ impl Vcpu {
         }
         let mut bytes = [0; 3];
         let bytes = &mut bytes[..kind.length() as usize];
-        if self.read_linear(address, bytes) < bytes.len() {
+        let is_mapped = self.read_linear(address, bytes) == bytes.len();
+        if !is_mapped && command != Command::RegisterUnmappedCpuid {
             return Err(Outcome::BadAddress);
         }
-        if !kind.matches(bytes) {
+        if is_mapped && !kind.matches(bytes) {
             return Err(Outcome::NotTheInstruction);
         }
         let gate = Gate { address, kind };
@@ -918,6 +961,9 @@ impl Vcpu {
                 GateKind::Cpuid => {
                     // CPUID looks at the low halves alone.
                     let (leaf, ecx) = (regs.rax as u32, regs.rcx as u32);
+                    if let Some(label) = self.shared.leaves.at_gate(leaf) {
+                        self.milestone(Event::Noticed(label));
+                    }
                     if let Some(question) = self.shared.layout.question(leaf) {
                         let answer = self.ask(question, ecx);
                         regs.rax = answer.eax.into();

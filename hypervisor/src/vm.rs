@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::boot::elf::{self, Image, Role};
 use crate::boot::files::Files;
 use crate::boot::kernel::Kernel;
-use crate::boot::linux::HandOver;
+use crate::boot::linux::{self, HandOver};
 use crate::boot::pvh::{self, Module};
 use crate::boot::{Entry, Protocol, arguments};
 use crate::config::{Config, Console as ConsoleTarget};
@@ -40,6 +40,7 @@ use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
 use crate::marks::Marks;
 use crate::marks::kernel::{Facts, Given};
+use crate::marks::leaf::Leaves;
 use crate::memory::prefault::{self, Prefault};
 use crate::memory::{self, Memory};
 use crate::platform::cpuid::Shape;
@@ -197,6 +198,8 @@ struct Told<'a> {
     cmdline: &'a str,
     /// The highest address that a byte of the initial RAM disk may have.
     initrd_max: u64,
+    /// A firmware is to hand on a random seed.
+    seed: bool,
     /// Which interrupt controllers there are.
     irqchip: irqchip::Kind,
     /// Frequency of the local APICs' timer.
@@ -273,6 +276,9 @@ fn load(
             start: 0,
             bytes: 0,
         });
+    }
+    if told.seed {
+        modules.push(linux::write_seed(memory)?);
     }
     modules.push(described.module());
     let rsdp = described.acpi.rsdp.address;
@@ -482,6 +488,7 @@ pub fn build(
         false => config.cmdline.clone(),
     };
     let marks = marks(config, held, behind.as_ref().unwrap_or(&image), entry)?;
+    let leaves = Leaves::new(&config.milestones, held.stops(config));
     let kvm = held.kvm(open_kvm)?;
     let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
     if config.cpus.get() > most {
@@ -492,7 +499,8 @@ pub fn build(
 
     let memory = memory::map_of(config.pages, config.memory.bytes())?;
     memory::give_to_kvm(&fd, &memory)?;
-    let hypercalls = prepare(&fd, kind, config.hypercall)?;
+    let wish = config.hypercall.of(linux, config.cpus.get());
+    let hypercalls = prepare(&fd, kind, wish)?;
     let irqchip = irqchip::create(&fd, config.irqchip, linux)?;
     let ioapic = match irqchip {
         irqchip::Kind::Kernel => None,
@@ -540,6 +548,7 @@ pub fn build(
         entry,
         cmdline: &cmdline,
         initrd_max,
+        seed: matches!(behind, Some(Kernel::BzImage(_))),
         irqchip,
         timer_hz,
         resets,
@@ -622,8 +631,10 @@ pub fn build(
         exit_page: exit_page.map(Arc::new),
         kernel_map: Arc::default(),
         marks,
+        leaves,
         query_log,
         started: OnceLock::new(),
+        entered: OnceLock::new(),
         threads: Mutex::new(vec![None; fds.len()]),
     });
     let vcpus = fds

@@ -3,10 +3,12 @@
 // Helpers stop a test as its own assertions do.
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use black_box::linux::{Guest, guest};
-use black_box::{Run, arg, host_cpus, kvm, run, skip};
+use black_box::{Run, arg, command, finish, host_cpus, kvm, run, skip};
 use exitvisor::profile::{EndKind, KvmKind, Profile};
 use exitvisor::status::{INPUT, NO_KVM};
 use tempfile::tempdir;
@@ -133,6 +135,100 @@ fn two_cpus() {
     }
     let run = guest.boot(&guest.new, "", &["--cpus", "2"]);
     expect_power_off(run, "6.12.", 2);
+}
+
+/// Boots a kernel that is not told to be quiet, with its console on a page.
+fn by_page(guest: &Guest, kernel: &Path, arguments: &str, options: &[&str]) -> Command {
+    let cmdline = format!("console=ttyS0 panic=-1 {arguments}");
+    let standard = [
+        "profile",
+        "--console",
+        "page",
+        "--kernel",
+        arg(kernel),
+        "--initrd",
+        arg(&guest.initramfs),
+        "--memory",
+        "256M",
+        "--cmdline",
+        &cmdline,
+        "--timeout",
+        LIMIT,
+        "--format",
+        "json",
+    ];
+    command(&[&standard[..], options].concat())
+}
+
+#[test]
+fn a_console_that_is_read_without_exits() {
+    let Some(guest) = guest("a_console_that_is_read_without_exits") else {
+        return;
+    };
+    let firmware = black_box::guest("firmware");
+    let through = ["--firmware", arg(&firmware)];
+    for (kernel, release, options) in [
+        (&guest.old, "6.1.0-", &[][..]),
+        (&guest.new, "6.12.", &[]),
+        (&guest.old, "6.1.0-", &through),
+    ] {
+        let mut command = by_page(&guest, kernel, "rdinit=/init", options);
+        let run = finish(command.spawn().unwrap());
+        // As long as nobody knows a port, and then the port at the same page.
+        let run = run.expect_stderr(&[
+            "Linux version 6.",
+            "bootconsole [uart8250] disabled",
+            "ttyS0 at MMIO 0xd1400000 (irq = ",
+            "is a 16550A",
+        ]);
+        for fault in ["unstable", "WARNING", "BUG", "[Firmware", "apic_id"] {
+            assert!(!run.stderr.contains(fault), "{fault}: {}", run.stderr);
+        }
+        let bytes = run.stderr.len() as u64;
+        let profile = expect_power_off(run, release, 1);
+        let (page, ports) = (
+            exits(&profile, 48) + exits(&profile, 49),
+            exits(&profile, 30),
+        );
+        println!("{release} {options:?}: {bytes} bytes, {page} to the page, {ports} to ports");
+        assert!(page < bytes + bytes / 8, "{page} exits for {bytes} bytes");
+        assert!(ports < 100 + bytes / 64, "{ports} port accesses");
+    }
+}
+
+#[test]
+fn a_shell_on_the_page_is_typed_at() {
+    let Some(guest) = guest("a_shell_on_the_page_is_typed_at") else {
+        return;
+    };
+    let mut command = by_page(&guest, &guest.old, "quiet rdinit=/bin/sh", &[]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut keys = child.stdin.take().unwrap();
+    // One line longer than the receiver's FIFO.
+    let line = "echo 'one line that is longer than the sixty-four bytes that the receiver holds'";
+    let lines = format!("{line}\n/bin/busybox poweroff -f\n");
+    keys.write_all(lines.as_bytes()).unwrap();
+    drop(keys);
+    let run = finish(child).expect_status(0);
+    let run = run.expect_stderr(&["\none line that is longer than the sixty-four"]);
+    assert_eq!(run.profile().end.kind, EndKind::PowerOff);
+}
+
+#[test]
+fn a_random_seed_in_every_way() {
+    let Some(guest) = guest("a_random_seed_in_every_way") else {
+        return;
+    };
+    let firmware = black_box::guest("firmware");
+    // Without what the CPU itself would give.
+    let arguments = "rdinit=/init random.trust_cpu=off random.trust_bootloader=on";
+    for options in [&[][..], &["--firmware", arg(&firmware)]] {
+        let mut command = by_page(&guest, &guest.old, arguments, options);
+        let run = finish(command.spawn().unwrap());
+        // Before there is time.
+        let run = run.expect_stderr(&["[    0.000000] random: crng init done"]);
+        expect_power_off(run, "6.1.0-", 1);
+    }
 }
 
 #[test]

@@ -156,3 +156,12 @@ fn storms_end_when_they_must() {
     assert!(run.took.as_secs() < 4, "{:?}", run.took);
     consistent(&run.profile());
 }
+
+#[test]
+fn cpuid_says_what_there_is() {
+    needs_kvm!("cpuid_says_what_there_is");
+    for cpus in ["1", "2", "3"] {
+        let options = ["--cpus", cpus, "--cmdline", cpus, "--timeout", "30s"];
+        black_box::profile("topology", &options).expect_status(0);
+    }
+}

@@ -11,6 +11,9 @@ pub const KERNEL_MODULE: &str = "kernel";
 /// Command line of the module that is the initial RAM disk; empty (size 0) where there is none but
 /// a first module is needed.
 pub const INITRD_MODULE: &str = "initrd";
+/// Command line of the module that is Linux's list of `setup_data`, a random seed, where a firmware boots a
+/// bzImage: it stays where it is, and the zero page points there.
+pub const SETUP_DATA_MODULE: &str = "setup-data";
 /// `compatible` of the root.
 pub const MACHINE: &str = "exitvisor,machine";
 /// `compatible` of COM1, whose `reg` is its ports and whose `interrupts` is its line.

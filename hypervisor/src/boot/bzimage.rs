@@ -187,6 +187,7 @@ impl BzImage {
                 memory: memory.iter().map(|r| r.len()).sum::<u64>() >> 20,
             });
         }
+        crate::memory::expect(memory, start, self.bytes.min(end - start));
         let place = Some(GuestAddress(start));
         Loader::load(memory, place, &mut self.file, None).map_err(BzError::Load)?;
         Ok(())

@@ -1,6 +1,7 @@
 //! Linux's 64-bit boot protocol: zero page, random seed, page tables, and the registers at entry
 //! (linux/Documentation/arch/x86/boot.rst, "64-bit BOOT PROTOCOL"; zero-page.rst).
 
+use exit_abi::devicetree::SETUP_DATA_MODULE;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
@@ -122,8 +123,9 @@ fn zero_page(memory: &Memory, header: &setup_header, hand_over: &HandOver<'_>) -
 }
 
 /// A `setup_data` of type SETUP_RNG_SEED: the kernel's random numbers are good from the start, and it
-/// waits for nobody. It wipes the seed when it has taken it.
-fn write_seed(memory: &Memory) -> Result<(), LinuxError> {
+/// waits for nobody. It wipes the seed when it has taken it. A firmware finds it as a module, whose address
+/// it passes on.
+pub fn write_seed(memory: &Memory) -> Result<Module, LinuxError> {
     let mut seed = [0; SEED];
     // SAFETY: getrandom writes at most SEED bytes to `seed`, which has as many.
     let got = unsafe { libc::getrandom(seed.as_mut_ptr().cast(), SEED, 0) };
@@ -136,7 +138,12 @@ fn write_seed(memory: &Memory) -> Result<(), LinuxError> {
     data[SETUP_DATA_HEADER..].copy_from_slice(&seed);
     memory
         .write_slice(&data, GuestAddress(layout::SETUP_DATA))
-        .map_err(|e| LinuxError::Write("random seed", e))
+        .map_err(|e| LinuxError::Write("random seed", e))?;
+    Ok(Module {
+        name: SETUP_DATA_MODULE,
+        start: layout::SETUP_DATA,
+        bytes: data.len() as u64,
+    })
 }
 
 /// Page tables that map the first 4 GiB to themselves, and the GDT.

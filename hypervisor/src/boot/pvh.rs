@@ -76,6 +76,7 @@ pub fn load_module(
         .filter(|&s| s >= floor)
         .ok_or(PvhError::NoRoom { role, bytes })?;
     let length = usize::try_from(bytes).map_err(|_| PvhError::NoRoom { role, bytes })?;
+    crate::memory::expect(memory, start, bytes);
     memory
         .read_exact_volatile_from(GuestAddress(start), file, length)
         .map_err(|e| PvhError::Module {

@@ -30,8 +30,8 @@ const CALL: u8 = 0xE8;
 const HEAD: Range<u64> = 0x200..0x2000;
 /// From the start of `.Lrelocated`, no further than this to the second jump.
 const RELOCATED: usize = 1024;
-/// Bytes between the call and the jump behind it.
-const BETWEEN: Range<usize> = 0..8;
+/// What may stand between the call and the jump behind it: `movq %r15, %rsi`, or `popq %rsi`.
+const BETWEEN: [&[u8]; 3] = [&[0x4C, 0x89, 0xFE], &[0x5E], &[]];
 
 /// Where the jumps are, from where the image begins; the second from where it has moved itself to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,11 +70,12 @@ fn second(code: &[u8]) -> Option<usize> {
     let cleared = positions(code, &CLEAR).next()? + CLEAR.len();
     let jumps = positions(code, &JUMP).filter(|&jump| jump > cleared);
     let mut behind_calls = jumps.filter(|&jump| {
-        BETWEEN.clone().any(|between| {
+        BETWEEN.iter().any(|between| {
             let call = jump
-                .checked_sub(between + 5)
+                .checked_sub(between.len() + 5)
                 .filter(|&call| call >= cleared);
-            call.is_some_and(|call| code[call] == CALL)
+            let is_between = code[..jump].ends_with(between);
+            is_between && call.is_some_and(|call| code[call] == CALL)
         })
     });
     behind_calls.next()

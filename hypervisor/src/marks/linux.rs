@@ -122,6 +122,7 @@ fn first_of(placed: &Placed, memory: &Memory, start: &str, end: &str) -> Result<
     let physical = placed.physical.ok_or_else(none)?.wrapping_add(linked);
     let function = |address: u64| {
         let named = placed.resolve(address).filter(|named| named.offset == 0)?;
+        is_code(placed, address.wrapping_sub(placed.slide)).then_some(())?;
         let symbol = named.name.to_owned();
         Some(Found { address, symbol })
     };
@@ -130,6 +131,17 @@ fn first_of(placed: &Placed, memory: &Memory, start: &str, end: &str) -> Result<
     let absolute = (bytes >= 8).then(|| memory.read_obj::<u64>(GuestAddress(physical)).ok());
     let mut addresses = relative.into_iter().chain(absolute.flatten());
     addresses.find_map(function).ok_or_else(none)
+}
+
+/// Whether there is code at a link-time address, as far as that is known.
+fn is_code(placed: &Placed, address: u64) -> bool {
+    let bounds = [("_text", "_etext"), ("_sinittext", "_einittext")];
+    let bounds = bounds.map(|(start, end)| {
+        let at = |name| placed.symbols.address(name);
+        Some(at(start)?..at(end)?)
+    });
+    let mut known = bounds.into_iter().flatten().peekable();
+    known.peek().is_none() || known.any(|code| code.contains(&address))
 }
 
 #[cfg(test)]
@@ -148,6 +160,7 @@ mod tests {
             (0, "_text"),
             (0x100, "start_kernel"),
             (0x200, "first_early"),
+            (0x800, "_etext"),
             (0x1000, "__initcall_start"),
             (0x1004, "__initcall0_start"),
             (0x100C, "__initcall1_start"),

@@ -7,6 +7,7 @@
 mod engine;
 pub mod head;
 pub mod kernel;
+pub mod leaf;
 mod linux;
 pub mod pattern;
 pub mod spec;

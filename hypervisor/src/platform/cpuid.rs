@@ -3,7 +3,6 @@
 use exit_abi::leaf::{self, Layout, Registers};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
-use super::ratio;
 use crate::exits::gate;
 
 /// Leaves that are not as KVM gives them: which, and how. Prose: `docs/platform.md`, which a test holds
@@ -30,7 +29,7 @@ pub const LEAVES: &[(&str, &str)] = &[
     ),
     (
         "0x15",
-        "TSC and the local APIC's clock as KVM runs them, to 1 in 10 million; Intel, where KVM has the leaf",
+        "0: the local APIC's clock is not the host's crystal, and Linux takes the one for the other",
     ),
     ("0x40000000", "EAX = 0x40000010, the last of these leaves"),
     (
@@ -78,7 +77,7 @@ const LA57: u32 = 1 << 16;
 /// Leaf 0xB: how its levels are called, in ECX[15:8].
 const THREADS: u32 = 1 << 8;
 const CORES: u32 = 2 << 8;
-/// Leaf 0x15.
+/// TSC and crystal.
 const TSC: u32 = 0x15;
 /// Hypervisor leaves: the first, whose EAX is the last; KVM's features, which is the last that KVM has;
 /// and VMware's leaf of frequencies.
@@ -90,7 +89,6 @@ const ASYNC_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 /// Leaf 0x80000001, ECX (AMD64 vol. 3, appendix E).
 const CMP_LEGACY: u32 = 1 << 1;
 /// What leaf 0 answers in EBX, EDX, ECX.
-const INTEL: [u32; 3] = [0x756E_6547, 0x4965_6E69, 0x6C65_746E];
 const AMD: [u32; 3] = [0x6874_7541, 0x6974_6E65, 0x444D_4163];
 const HYGON: [u32; 3] = [0x6F67_7948, 0x6E65_476E, 0x656E_6975];
 
@@ -189,9 +187,6 @@ pub fn table(supported: &CpuId, shape: &Shape) -> Option<CpuId> {
         }
     }
     if shape.tsc_khz != 0 {
-        if vendor == Some(INTEL) && has(TSC) {
-            entries.push(entry(TSC, tsc(shape)));
-        }
         let frequencies = Registers {
             eax: shape.tsc_khz,
             ebx: shape.timer_hz / 1000,
@@ -241,24 +236,12 @@ fn reshape(e: &mut kvm_cpuid_entry2, shape: &Shape, is_amd: bool) {
     }
 }
 
-/// Leaf 0x15: the TSC is EBX / EAX times the crystal, ECX Hz. Linux takes the crystal for the clock of the
-/// local APIC's timer (SDM vol. 3A, 12.5.4), and multiplies its kHz by EBX in 32 bits.
-fn tsc(shape: &Shape) -> Registers {
-    let crystal = shape.timer_hz / 1000;
-    let most = u32::MAX / crystal.max(1);
-    let (ebx, eax) = ratio::nearest(shape.tsc_khz, crystal, most);
-    Registers {
-        eax,
-        ebx,
-        ecx: shape.timer_hz,
-        edx: 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const INTEL: [u32; 3] = [0x756E_6547, 0x4965_6E69, 0x6C65_746E];
 
     fn shape(apic_id: u8, cpus: u32) -> Shape {
         Shape {
@@ -394,17 +377,6 @@ mod tests {
     }
 
     proptest! {
-        /// As Linux reckons it (`native_calibrate_tsc`), in 32 bits.
-        #[test]
-        fn the_tscs_ratio(tsc_khz in 100_000_u32..4_290_000, cycle_ns in 1_u32..41) {
-            let shape = Shape { tsc_khz, timer_hz: 1_000_000_000 / cycle_ns, ..shape(0, 1) };
-            let table = shaped(&[vendor(INTEL, TSC)], &shape);
-            let [eax, ebx, ecx, _] = find(&table, TSC, 0).unwrap();
-            let khz = (ecx / 1000).checked_mul(ebx).map(|k| k / eax);
-            let off = khz.unwrap().abs_diff(tsc_khz);
-            prop_assert!(off <= 1 + tsc_khz / 1_000_000, "{off} of {tsc_khz}");
-        }
-
         #[test]
         fn apic_ids_are_within_their_bits(cpus in 1..=crate::config::MAX_CPUS, id in 0_u8..254) {
             let shape = shape(id, cpus);

@@ -15,7 +15,6 @@ pub mod cpuid;
 pub mod dump;
 pub mod fdt;
 pub mod irqchip;
-mod ratio;
 
 /// What can go wrong while the machine is described. None of it is the user's doing.
 #[derive(Debug, Error)]

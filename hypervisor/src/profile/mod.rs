@@ -65,6 +65,10 @@ pub struct Profile {
     /// What guest memory was made of in the first boot; absent before version 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryAccount>,
+    /// CPU time, user's and system's, of the process from its start until the first vCPU first entered
+    /// the guest, nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup_cpu_nanos: Option<u64>,
     /// How long exits took, per reason (`--ledger histogram`): the first boot, all vCPUs together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub histograms: Vec<Histogram>,

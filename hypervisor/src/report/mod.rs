@@ -5,6 +5,7 @@ mod accounts;
 mod asks;
 pub mod compare;
 pub mod csv;
+pub mod culprits;
 mod durations;
 mod emulated;
 mod format;

@@ -60,13 +60,14 @@ pub(super) fn guest(packages: &Packages, version: Version) -> anyhow::Result<Gue
 /// The guest, and whether it has the kernel module.
 fn made(packages: &Packages, version: Version) -> anyhow::Result<(Guest, bool)> {
     let kernel = version.kernel(packages)?;
-    let exitlog = build::exitlog()?;
+    let [exitlog, abuse] = build::exitlog()?;
     let folder = of_kernel(packages, &kernel)?;
     let module = module(&folder, &kernel.release)?;
     let cpuid = cpuid(packages)?;
     let name = format!("exitlog-{}", version.name());
     let initrd = guest::initramfs(packages, &name, INIT, |archive| {
         program(archive, &exitlog, "/exitlog")?;
+        program(archive, &abuse, "/abuse")?;
         // Where a kernel, and `exitlog`, look for the real init.
         archive.link(Path::new("/sbin/init"), "/init".as_ref());
         for (file, at) in &cpuid {

@@ -9,8 +9,9 @@ try() {
     "$@" 2>&1
     say "= $?"
 }
-# Leaves whose answers change by themselves are not compared: the APIC id's (1, 0xb, 0x1f) on
-# whatever CPU, and the state that XSAVE has enabled (0xd); here all runs on CPU 0, and none does.
+# What the module said when it was loaded: `quiet` keeps it from the console.
+told() { $b dmesg | $b grep -o 'exitlog: .*'; }
+# Every leaf that Debian's `cpuid` knows, by the kernel's driver, on CPU 0.
 leaves() { /usr/bin/cpuid -k -1 -r; }
 
 # `exitlog` may have mounted them.
@@ -23,6 +24,7 @@ for step in "$@"; do
     case "$step" in
     idle) exec $b sleep 86400 ;;
     shell) $b sh ;;
+    wait) $b sleep 1 ;;
     table) try /exitlog ;;
     json) try /exitlog --json --every 50ms --count 3 ;;
     page) try /exitlog --json --from page ;;
@@ -45,9 +47,23 @@ for step in "$@"; do
         ;;
     module)
         try $b insmod /modules/exitlog.ko
+        try told
         try $b cat /proc/exitlog
         try $b cat /proc/exitlog
         try $b rmmod exitlog
+        ;;
+    abuse)
+        for what in garbage unmapped elsewhere slots; do try /abuse $what; done
+        try /abuse fill
+        try /exitlog --brief
+        try /exitlog gate-kernel
+        try $b insmod /modules/exitlog.ko
+        try /abuse free
+        try /abuse nobody
+        # As an exitlog that was killed would leave it.
+        try /abuse left
+        try /exitlog --brief
+        try /abuse slots
         ;;
     *) say "no such step: $step" ;;
     esac

@@ -112,7 +112,7 @@ pub(crate) fn run() -> String {
 }
 
 fn boot() -> Result<Infallible, String> {
-    let mut log = said(Log::open(From::Auto, Form::Line));
+    let mut log = said(Log::open(From::Auto, Form::Later));
     step(&mut log, 0, "start");
     for complaint in mount_all() {
         eprintln!("exitlog: {complaint}");
@@ -121,11 +121,6 @@ fn boot() -> Result<Infallible, String> {
     for word in &words.unknown {
         eprintln!("exitlog: what is `{word}`? (exitlog.init=/PATH, .every=5s, .count=5, .brief)");
     }
-    if let Some(log) = &mut log
-        && !words.brief
-    {
-        log.show(Form::Table);
-    }
     step(&mut log, 1, "mounts");
     let mut arguments = vec![c_string(words.init.as_bytes())?];
     for argument in std::env::args_os().skip(1) {
@@ -133,7 +128,7 @@ fn boot() -> Result<Infallible, String> {
     }
     step(&mut log, 2, "before exec");
     if let Some(log) = log.take() {
-        beside(log, words.repeat());
+        beside(log, &words);
     }
     let shown = words.init.display();
     match execv(&arguments[0], &arguments) {
@@ -146,7 +141,7 @@ fn boot() -> Result<Infallible, String> {
 
 /// Leaves a child behind that takes the readings beside the real init. It knows that the real init
 /// has begun by a pipe whose other end exec(2) closes.
-fn beside(log: Log, repeat: Repeat) {
+fn beside(log: Log, words: &Words) {
     let forked = pipe2(OFlag::O_CLOEXEC).and_then(|(reader, writer)| {
         // SAFETY: this process has one thread, so that its child may do anything.
         let child = unsafe { fork() }?;
@@ -155,7 +150,7 @@ fn beside(log: Log, repeat: Repeat) {
     match forked {
         Ok((ForkResult::Child, reader, writer)) => {
             drop(writer);
-            follow(log, &reader, repeat);
+            follow(log, &reader, words);
             std::process::exit(0);
         }
         Ok((ForkResult::Parent { .. }, _, writer)) => {
@@ -167,10 +162,15 @@ fn beside(log: Log, repeat: Repeat) {
 }
 
 /// The child's readings.
-fn follow(log: Log, reader: &OwnedFd, repeat: Repeat) {
+fn follow(log: Log, reader: &OwnedFd, words: &Words) {
     let mut log = Some(log);
     while read(reader, &mut [0]) == Err(nix::Error::EINTR) {}
     step(&mut log, 3, "after exec");
+    let repeat = words.repeat();
+    let form = if words.brief { Form::Line } else { Form::Table };
+    if let Some(log) = &mut log {
+        said(log.show(form));
+    }
     let more = if repeat.every.is_some() || repeat.count.is_some() {
         repeat.count()
     } else {
@@ -194,6 +194,8 @@ fn step(log: &mut Option<Log>, number: u32, name: &'static str) {
     let Some(open) = log else { return };
     let milestone = format!("exitlog: {name}");
     if said(open.take(Label::Step(number, name), Some(&milestone))).is_none() {
+        // What it has until here.
+        said(open.show(Form::Line));
         *log = None;
     }
 }

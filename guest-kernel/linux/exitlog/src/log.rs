@@ -30,6 +30,8 @@ pub(crate) enum Form {
     Table,
     /// A line of JSON.
     Json,
+    /// Not yet: printing costs exits.
+    Later,
 }
 
 /// What a reading is taken at.
@@ -52,7 +54,11 @@ pub(crate) struct Log {
     /// Why there is none, as it was said.
     no_page: Option<String>,
     begun: Instant,
+    /// The reading before, and the first of all.
     before: Reading,
+    first: Option<Reading>,
+    /// Lines that are shown later.
+    later: String,
     /// Readings in which page and leaves agreed.
     agreed: u32,
 }
@@ -72,13 +78,23 @@ impl Log {
             no_page: None,
             begun: Instant::now(),
             before: Reading::new(),
+            first: None,
+            later: String::new(),
             agreed: 0,
         })
     }
 
-    /// Shows readings in this form from now on.
-    pub(crate) fn show(&mut self, form: Form) {
+    /// Shows readings in this form from now on, and what was to be shown later: the lines, and
+    /// unless they are enough a table of the last reading beside the first.
+    pub(crate) fn show(&mut self, form: Form) -> Result<(), Error> {
         self.form = form;
+        let mut text = std::mem::take(&mut self.later);
+        if let (Form::Table, Some(first)) = (form, &self.first) {
+            let leaf = self.found.layout.total_exits;
+            let since = Record::new(String::new(), "", leaf, 0, &self.before, first);
+            text += &text::rows(&since);
+        }
+        print(&text)
     }
 
     /// Maps the exit page, if it is wanted and not there yet: init has no /dev/mem at first.
@@ -145,8 +161,13 @@ impl Log {
         };
         let nanos = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let record = Record::new(label, source, layout.total_exits, nanos, &now, &self.before);
+        self.first.get_or_insert_with(|| now.clone());
         self.before = now;
         let text = match self.form {
+            Form::Later => {
+                self.later += &text::line(&record);
+                return Ok(());
+            }
             Form::Line => text::line(&record),
             Form::Table => text::table(&record),
             // Cannot fail: its keys are strings.

@@ -18,7 +18,12 @@ pub(crate) fn line(record: &Record) -> String {
 
 /// The line, and a row per reason.
 pub(crate) fn table(record: &Record) -> String {
-    let mut text = line(record);
+    line(record) + &rows(record)
+}
+
+/// A row per reason.
+pub(crate) fn rows(record: &Record) -> String {
+    let mut text = String::new();
     let mut row = |cells: [&str; 6]| {
         let [number, name, exits, more, cycles, more_cycles] = cells;
         // Cannot fail: a string takes everything.

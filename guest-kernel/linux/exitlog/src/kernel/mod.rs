@@ -60,7 +60,11 @@ pub(crate) enum Error {
 pub(crate) fn gate() -> Result<(), Any> {
     let (ports, site) = open()?;
     let _lock = Lock::take()?;
-    let outcome = pinned(|| ports.gate(Command::RegisterCpuid, site.address))?;
+    let outcome = pinned(|| match ports.gate(Command::RegisterCpuid, site.address)? {
+        // With page-table isolation user space runs on tables that have no kernel.
+        Outcome::BadAddress => ports.gate(Command::RegisterUnmappedCpuid, site.address),
+        outcome => Ok(outcome),
+    })?;
     let (name, at) = (site.name, site.address);
     match outcome {
         Outcome::Done => println!("{name}: the CPUID instruction at {at:#x} is a gate"),

@@ -96,6 +96,8 @@ pub(super) enum Helper {
     /// The thread group's id in the upper half, the thread's in the lower: those of the initial
     /// PID namespace.
     GetCurrentPidTgid = 14,
+    /// Sends a signal to the current thread (from 5.6 on).
+    SendSignalThread = 117,
 }
 
 /// A map, by what it holds.

@@ -12,6 +12,7 @@ mod layout;
 mod open;
 mod programs;
 pub mod slots;
+pub mod stop;
 #[cfg(test)]
 mod tests;
 mod tracefs;

@@ -141,7 +141,7 @@ pub(super) fn fresh_records(sizes: Sizes) -> Vec<u64> {
 }
 
 /// Where a program goes.
-enum Place {
+pub(super) enum Place {
     /// A tracepoint: programs see its record.
     Tracepoint(u64),
     /// A raw tracepoint: programs see its arguments.
@@ -149,14 +149,14 @@ enum Place {
 }
 
 /// A program, and where it goes.
-struct Plan {
-    event: &'static str,
-    place: Place,
-    asm: Asm,
+pub(super) struct Plan {
+    pub(super) event: &'static str,
+    pub(super) place: Place,
+    pub(super) asm: Asm,
 }
 
 impl Plan {
-    fn carry_out(self, fds: &MapFds) -> Result<Attached, Error> {
+    pub(super) fn carry_out(self, fds: &MapFds) -> Result<Attached, Error> {
         let kind = match self.place {
             Place::Tracepoint(_) => Kind::Tracepoint,
             Place::Raw(_) => Kind::RawTracepoint,
@@ -367,7 +367,7 @@ fn traced(
 }
 
 /// This process's id as programs see it: in a PID namespace getpid() is another.
-fn whoami() -> Result<u32, Error> {
+pub(super) fn whoami() -> Result<u32, Error> {
     let none = [-1; Map::ALL.len()];
     let program = load("whoami", Kind::RawTracepoint, programs::whoami(), &none)?;
     let id = program.run(&[]);
@@ -400,7 +400,7 @@ fn is_denied(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPERM)
 }
 
-fn bpf_error(operation: &'static str, source: io::Error) -> Error {
+pub(super) fn bpf_error(operation: &'static str, source: io::Error) -> Error {
     if is_denied(&source) {
         return Error::BpfDenied;
     }
