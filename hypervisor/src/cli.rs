@@ -15,11 +15,14 @@ use crate::devices::serial::Registers;
 use crate::error::Error;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
+use crate::marks::spec::{SPECS_MAX, Sequence, Spec, Wish as Milestones};
 use crate::memory::prefault::Prefault;
 use crate::memory::{HUGE_PAGE, Pages};
 use crate::platform::dump::Dump;
 use crate::platform::irqchip;
+use crate::profile::culprits::By;
 use crate::profile::limit::Limits;
+use crate::report::culprits::View;
 
 /// A tiny KVM hypervisor whose product is knowledge: what a boot costs in VM exits.
 #[derive(Debug, Parser)]
@@ -27,7 +30,7 @@ use crate::profile::limit::Limits;
 #[command(after_help = "\
 Exit status: 0-63 the guest's own; 64 usage, 65 bad profile, 66 bad image, 69 no KVM, 70 internal,
 71 host, 73 output, 80 time limit, 81 triple fault, 82 guest crash, 83 KVM gave up, 84 growth,
-85 too many resets, 129/130/143 interrupted by SIGHUP, Ctrl-C, SIGTERM.")]
+85 too many resets, 86 a milestone asked for and not reached, 129/130/143 interrupted by SIGHUP, Ctrl-C, SIGTERM.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -88,6 +91,7 @@ Examples:
   exitvisor profile --kernel kernel.elf --format json --output profile.json
   exitvisor profile --kernel kernel.elf --leaves reversed --sdm 2020 --timeout 5s
   exitvisor profile --kernel kernel.elf --on-reset continue --max-resets 5
+  exitvisor profile --kernel kernel.elf --by msr --top 5
   exitvisor profile --kernel kernel.elf --dump-acpi tables --dump-dtb machine.dtb")]
 pub struct ProfileArgs {
     /// The VM.
@@ -99,6 +103,42 @@ pub struct ProfileArgs {
     /// Write the profile to this file [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Who caused the exits.
+    #[command(flatten)]
+    pub culprits: CulpritArgs,
+}
+
+/// Which table of culprits is wanted, if one is.
+#[derive(Debug, Args)]
+pub struct CulpritArgs {
+    /// Show, instead, who caused the exits: by port, MSR, leaf, guest-physical page, vector or control
+    /// register; by whatever it was for every reason; or by function of the guest
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub by: Option<By>,
+    /// Most rows of a table of --by [default: 16 in text, else all]
+    #[arg(long, value_name = "N", requires = "by")]
+    pub top: Option<usize>,
+    /// Only what was added on the way to this milestone; `each`: a table per step
+    #[arg(long, value_name = "MILESTONE", requires = "by")]
+    pub at: Option<String>,
+}
+
+impl CulpritArgs {
+    /// What is to be shown, if anything is.
+    pub fn view(self) -> Option<View> {
+        let Self { by, top, at } = self;
+        by.map(|by| View { by, top, at })
+    }
+}
+
+impl ValueEnum for By {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.name()))
+    }
 }
 
 /// Options of `report`.
@@ -107,6 +147,8 @@ pub struct ProfileArgs {
 Examples:
   exitvisor report profile.json
   exitvisor report profile.json --format csv --output profile.csv
+  exitvisor report profile.json --by msr --top 5
+  exitvisor report profile.json --by symbol --at each
   exitvisor report run1.json run2.json run3.json")]
 pub struct ReportArgs {
     /// Saved profiles, JSON [- is standard input]
@@ -118,6 +160,9 @@ pub struct ReportArgs {
     /// Write the report to this file [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Who caused the exits.
+    #[command(flatten)]
+    pub culprits: CulpritArgs,
 }
 
 /// Options of `compare`.
@@ -339,6 +384,20 @@ pub struct VmArgs {
     /// Print a line on standard error for each query of the guest's
     #[arg(long)]
     pub log_queries: bool,
+    /// Take a milestone where the guest comes to this first; can be repeated: symbol:NAME (of its kernel's
+    /// code), console:TEXT (on its console), cpuid:LEAF, or port (a milestone of its own)
+    #[arg(long, value_name = "WHAT", allow_hyphen_values = true)]
+    pub milestone: Vec<Spec>,
+    /// Milestones of a whole boot: linux (from the kernel's entry to user space) or none [default: linux
+    /// for profile, none for run]
+    #[arg(long, value_enum, value_name = "WHOSE", hide_possible_values = true)]
+    pub milestones: Option<Sequence>,
+    /// End the run, with status 0, at the milestone of this name; or at one as --milestone takes it
+    #[arg(long, value_name = "NAME")]
+    pub until: Option<String>,
+    /// The kernel's symbols: a System.map or an ELF file [default: the kernel's own table]
+    #[arg(long, value_name = "FILE")]
+    pub symbols: Option<PathBuf>,
     /// Also write the guest's ACPI tables into this folder, one file each, for `iasl -d`
     #[arg(long, value_name = "DIR")]
     pub dump_acpi: Option<PathBuf>,
@@ -408,7 +467,12 @@ pub enum CompareFormat {
 
 impl VmArgs {
     /// Validates what clap could not.
-    pub fn config(self, console: Console, timeout: TimeLimit) -> Result<Config, Error> {
+    pub fn config(
+        self,
+        console: Console,
+        timeout: TimeLimit,
+        sequence: Sequence,
+    ) -> Result<Config, Error> {
         let kernel = self.kernel.ok_or_else(|| {
             Error::Usage(
                 "no kernel to boot: give --kernel FILE, or use `cargo xtask run`, which builds \
@@ -432,7 +496,15 @@ impl VmArgs {
             let what = "--dump-dtb needs the name of a file: standard output is not for it alone";
             return Err(Error::Usage(what.into()));
         }
+        let milestones = milestones(
+            self.milestone,
+            self.milestones,
+            self.until,
+            self.symbols,
+            sequence,
+        )?;
         Ok(Config {
+            milestones,
             firmware: (self.firmware.as_os_str() != "none").then_some(self.firmware),
             kernel,
             boot: self.boot,
@@ -462,6 +534,42 @@ impl VmArgs {
             },
         })
     }
+}
+
+/// What milestones are looked for.
+fn milestones(
+    mut own: Vec<Spec>,
+    asked: Option<Sequence>,
+    until: Option<String>,
+    symbols: Option<PathBuf>,
+    usual: Sequence,
+) -> Result<Milestones, Error> {
+    let until = match until {
+        Some(text) if Spec::is_one(&text) => {
+            let spec: Spec = text.parse()?;
+            let name = spec.name();
+            if !own.contains(&spec) {
+                own.push(spec);
+            }
+            Some(name)
+        }
+        Some(text) if text.trim().is_empty() => {
+            let what = "--until needs the name of a milestone: see docs/milestones.md";
+            return Err(Error::Usage(what.into()));
+        }
+        until => until,
+    };
+    if own.len() > SPECS_MAX {
+        let what = format!("{} times --milestone: at most {SPECS_MAX}", own.len());
+        return Err(Error::Usage(what));
+    }
+    Ok(Milestones {
+        sequence: asked.unwrap_or(usual),
+        asked: asked.is_some(),
+        own,
+        until,
+        symbols,
+    })
 }
 
 /// Parses the command line; help and version come as text to print, errors as one line.

@@ -14,6 +14,7 @@ use crate::exits::hypercall::Wish;
 use crate::exits::source::kernel::Level;
 use crate::exits::source::open::KernelWish;
 use crate::layout;
+use crate::marks;
 use crate::memory::prefault::Prefault;
 use crate::memory::{self, Pages};
 use crate::platform::dump::Dump;
@@ -78,6 +79,11 @@ pub enum ConfigError {
         rounded = .0.div_ceil(memory::HUGE_PAGE) * 2
     )]
     NotHuge(u64),
+    /// Not a milestone.
+    #[error(
+        "`{0}` is no milestone: write symbol:NAME, console:TEXT, cpuid:LEAF or port, of at most 256 bytes"
+    )]
+    Milestone(String),
     /// Command line too long.
     #[error("the command line has {0} bytes: at most {max} fit", max = layout::CMDLINE_SIZE - 1)]
     CmdlineTooLong(usize),
@@ -347,6 +353,8 @@ pub struct Config {
     pub console: Console,
     /// Where the machine's descriptions are dumped to.
     pub dump: Dump,
+    /// Which milestones are looked for, besides those that the guest reports.
+    pub milestones: marks::spec::Wish,
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::profile::load::LoadError;
 use crate::profile::paging::Refused;
 use crate::profile::save::SaveError;
 use crate::status;
+use crate::symbols::files::SymbolsError;
 
 /// An error of a whole command. Its message is one line: what, where, what to do.
 #[derive(Debug, Error)]
@@ -47,6 +48,14 @@ pub enum Error {
         path: PathBuf,
         /// Why not.
         source: ElfError,
+    },
+    /// Symbols that cannot be read.
+    #[error("symbols {path} {source}", path = .path.display())]
+    Symbols {
+        /// Their file.
+        path: PathBuf,
+        /// Why not.
+        source: SymbolsError,
     },
     /// The hand-over.
     #[error(transparent)]
@@ -82,7 +91,7 @@ impl Error {
         match self {
             Self::Usage(_) | Self::Config(_) => status::USAGE,
             Self::NoKvm(_) | Self::Memory(MemoryError::NoPrefault(_)) => status::NO_KVM,
-            Self::Image { .. } => status::INPUT,
+            Self::Image { .. } | Self::Symbols { .. } => status::INPUT,
             Self::Pvh(PvhError::NoRoom { .. } | PvhError::Module { .. }) => status::INPUT,
             Self::Kvm { .. } | Self::Memory(_) | Self::Host { .. } => status::HOST,
             Self::Linux(LinuxError::Random(_)) => status::HOST,

@@ -9,6 +9,7 @@ use crate::boot::files::Files;
 use crate::config::Config;
 use crate::error::Error;
 use crate::exits::source::open::{self, KernelSide};
+use crate::marks::leaf::Stops;
 use crate::profile::{KvmKind, SourceInfo};
 
 /// What is held.
@@ -18,6 +19,7 @@ pub struct Held {
     pub files: Files,
     kvm: Option<Arc<Kvm>>,
     kernel: Option<KernelSide>,
+    stops: Option<Stops>,
 }
 
 impl Held {
@@ -31,8 +33,18 @@ impl Held {
 
     /// The kernel-side ledger, opened by the first who asks.
     pub fn kernel(&mut self, config: &Config, kvm: KvmKind) -> &KernelSide {
-        self.kernel
-            .get_or_insert_with(|| KernelSide::open(&config.kernel_ledger, kvm, config.cpus.get()))
+        self.kernel.get_or_insert_with(|| {
+            let (cpus, memory) = (config.cpus.get(), config.memory.bytes());
+            KernelSide::open(&config.kernel_ledger, kvm, cpus, memory)
+        })
+    }
+
+    /// What makes KVM_RUN return at CPUID leaves, opened by the first who asks.
+    pub fn stops(&mut self, config: &Config) -> &Stops {
+        self.stops.get_or_insert_with(|| {
+            let tracefs = config.kernel_ledger.tracefs.as_deref();
+            Stops::open(&config.milestones, tracefs)
+        })
     }
 
     /// What the sources missed, now that the run is over: added to what is said of them.

@@ -73,6 +73,9 @@ pub const LOW_END: u64 = 0xA_0000;
 /// 0xE0000–0xFFFFF, at multiples of 16 (ACPI 6.5, 5.2.5.1); because no guest takes this for RAM;
 /// and because the memory that backs it exists anyway.
 pub const ACPI: u64 = 0xE_0000;
+/// Where a PC's BIOS is jumped to for a reset, F000:FFF0: a few instructions that reset the machine.
+/// Linux goes there when it finds hardware-reduced ACPI and no EFI (`reboot_init`).
+pub const BIOS_RESET: u64 = 0xF_FFF0;
 /// Where RAM goes on, and the lowest address an image may be loaded at.
 pub const HIGH_START: u64 = 0x10_0000;
 /// Start of the hole for devices: RAM beyond it continues at [`HOLE_END`].
@@ -219,8 +222,14 @@ pub fn ranges(memory: u64) -> Vec<Range> {
         range(
             "ACPI tables",
             ACPI,
-            HIGH_START,
+            BIOS_RESET,
             "RSDP first; type ACPI in the memory map",
+        ),
+        range(
+            "BIOS reset",
+            BIOS_RESET,
+            HIGH_START,
+            "F000:FFF0, where who wants a BIOS to reset the PC jumps",
         ),
     ];
     let main = "RAM: kernel; modules from the top";

@@ -11,12 +11,14 @@ use exitvisor::cli::{
 use exitvisor::cli::{Format, LayoutArgs, LayoutFormat, PagingArgs, ReportArgs, Stop};
 use exitvisor::config::{Config, Console, TimeLimit};
 use exitvisor::error::Error;
+use exitvisor::marks::spec::Sequence;
 use exitvisor::profile::ablation::Ablation;
 use exitvisor::profile::compare::Comparison;
 use exitvisor::profile::deputy::Place;
 use exitvisor::profile::limit::Limits;
 use exitvisor::profile::paging::{Pairing, Refused};
 use exitvisor::profile::{Profile, load, save};
+use exitvisor::report::culprits::{NoSuchStep, View};
 use exitvisor::survey::Survey;
 use exitvisor::{layout, report, run, status};
 
@@ -78,16 +80,19 @@ fn command(command: Command) -> Result<u8, Error> {
             } else {
                 Console::Stdout
             };
-            let config = args.vm.config(console, TimeLimit(None))?;
+            let config = args.vm.config(console, TimeLimit(None), Sequence::None)?;
             let format = args.format.unwrap_or(Format::Text);
-            run_guest(&config, wanted.then_some((format, output)), true)
+            run_guest(&config, wanted.then_some((format, output)), None, true)
         }
         Command::Profile(args) => {
-            let config = args.vm.config(Console::Stderr, PROFILE_TIMEOUT)?;
+            let vm = args.vm;
+            // Of a kernel that is not Linux there is no sequence: nobody has asked for it.
+            let config = vm.config(Console::Stderr, PROFILE_TIMEOUT, Sequence::Linux)?;
             let output = args.output.unwrap_or_else(|| "-".into());
-            run_guest(&config, Some((args.format, output)), false)
+            let view = args.culprits.view();
+            run_guest(&config, Some((args.format, output)), view.as_ref(), false)
         }
-        Command::Report(args) => show(&args),
+        Command::Report(args) => show(args),
         Command::Compare(args) => compare(args),
         Command::Paging(args) => paging(&args),
         Command::Ablation(args) => ablation(&args),
@@ -100,6 +105,7 @@ fn command(command: Command) -> Result<u8, Error> {
 fn run_guest(
     config: &Config,
     output: Option<(Format, PathBuf)>,
+    view: Option<&View>,
     summary: bool,
 ) -> Result<u8, Error> {
     if let Some((_, path)) = &output {
@@ -125,7 +131,7 @@ fn run_guest(
     let profile = run::run(config, say)?;
     // Saved before anything is said: whoever reads standard error may let us wait.
     let saved = match place {
-        Some((format, place)) => place.save(&render(&profile, format)),
+        Some((format, place)) => place.save(&render(&profile, format, view)?),
         None => Ok(()),
     };
     if profile.end.cut_short {
@@ -155,27 +161,43 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     file(a).zip(file(b)).is_some_and(|(a, b)| same(a, b))
 }
 
-fn render(profile: &Profile, format: Format) -> String {
-    match format {
-        Format::Text => report::text::render(profile),
-        Format::Json => report::json::render(profile),
-        Format::Csv => report::csv::render(profile),
-    }
+fn render(profile: &Profile, format: Format, view: Option<&View>) -> Result<String, Error> {
+    let text = match (format, view) {
+        (Format::Text, None) => report::text::render(profile),
+        (Format::Json, None) => report::json::render(profile),
+        (Format::Csv, None) => report::csv::render(profile),
+        (Format::Text, Some(view)) => usage(report::culprits::text(profile, view))?,
+        (Format::Json, Some(view)) => usage(report::culprits::json(profile, view))?,
+        (Format::Csv, Some(view)) => usage(report::culprits::csv(profile, view))?,
+    };
+    Ok(text)
 }
 
-fn show(args: &ReportArgs) -> Result<u8, Error> {
+fn usage<T>(result: Result<T, NoSuchStep>) -> Result<T, Error> {
+    result.map_err(|error| Error::Usage(error.to_string()))
+}
+
+fn show(args: ReportArgs) -> Result<u8, Error> {
     let profiles = args
         .files
         .iter()
         .map(|f| load::load(f))
         .collect::<Result<Vec<Profile>, _>>()?;
+    let view = args.culprits.view();
     let text = match profiles.as_slice() {
-        [profile] => render(profile, args.format),
-        profiles if args.format == Format::Text => report::runs::render(profiles),
-        _ => {
-            let what = "several profiles are shown as text alone: leave out --format, or give one";
+        [profile] => render(profile, args.format, view.as_ref())?,
+        _ if view.is_some() => {
+            let what = "--by shows one profile: give one";
             return Err(Error::Usage(what.into()));
         }
+        profiles => match args.format {
+            Format::Text => report::questions::text(profiles),
+            Format::Json => report::questions::json(profiles),
+            Format::Csv => {
+                let what = "several profiles are shown as text or JSON, not as CSV: give one";
+                return Err(Error::Usage(what.into()));
+            }
+        },
     };
     write_out(args.output.as_deref(), &text)
 }

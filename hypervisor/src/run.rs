@@ -17,7 +17,7 @@ use crate::held::Held;
 use crate::profile::passes::Reboots;
 use crate::profile::{KvmKind, Machine, Pass, Profile, ReasonInfo, SCHEMA, Tool, VERSION};
 use crate::vm::{self, Vm};
-use crate::{host, privileges};
+use crate::{host, privileges, status};
 
 use session::{Outcome, Session};
 
@@ -36,6 +36,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
     let (kvm, tsc_khz, hypercalls) = (vm.kvm, vm.tsc_khz, vm.shared.hypercalls);
     let mut sources = mem::take(&mut vm.sources);
     let images = mem::take(&mut vm.images);
+    let boot = mem::take(&mut vm.boot);
     let exit_page = vm.shared.exit_page.as_ref().map(|page| page.kind());
     let reasons = reasons(config, kvm, &vm.shared.books);
 
@@ -45,6 +46,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         mut standings,
         mut at,
         pass: first,
+        notes,
         startup_cpu_nanos,
     } = session.pass(config, vm);
     let mut reboots = Reboots::default();
@@ -72,14 +74,32 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         end: first_end,
         milestones,
         milestones_dropped,
+        milestones_missed,
         total,
         vcpus,
         gates,
         memory,
         histograms: first_histograms,
+        culprits,
         ..
     } = first;
-    let end = end::end(&cause, config, &standings, at);
+    let mut end = end::end(&cause, config, &standings, at);
+    notes.iter().for_each(|note| tell(note));
+    let passes = reboots.kept.iter().map(|pass| &pass.milestones_missed);
+    let passes = passes.collect::<Vec<_>>();
+    for missed in &milestones_missed {
+        let asked = config.milestones.asks_for(&missed.name);
+        if asked
+            && passes
+                .iter()
+                .all(|pass| pass.iter().any(|m| m.name == missed.name))
+        {
+            tell(&format!("milestone {:?}: {}", missed.name, missed.why));
+            if end.status == 0 {
+                end.status = status::MISSED;
+            }
+        }
+    }
     let rebooted = !reboots.kept.is_empty() || reboots.dropped > 0;
     let differs = rebooted || first_end.kind != end.kind;
     Ok(Profile {
@@ -92,6 +112,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         created,
         host: host::describe(kvm, tsc_khz),
         machine: Machine {
+            boot,
             images: images.into_iter().map(images::hash).collect(),
             hypercall: Some(hypercalls.name().into()),
             exit_page: exit_page.map(|kind| kind.name().to_owned()),
@@ -101,11 +122,13 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         end,
         milestones,
         milestones_dropped,
+        milestones_missed,
         total,
         vcpus,
         gates,
         memory,
         histograms: first_histograms,
+        culprits,
         first_end: differs.then_some(first_end),
         reboots: reboots.kept,
         reboots_dropped: reboots.dropped,
@@ -161,12 +184,7 @@ fn machine(config: &Config) -> Machine {
         layout: config.leaves.name.into(),
         leaves: config.leaves.layout.leaves(),
         sdm: edition_name(config.edition).into(),
-        boot: if config.firmware.is_some() {
-            "PVH via firmware"
-        } else {
-            "PVH"
-        }
-        .into(),
+        boot: String::new(),
         hypercall: None,
         images: Vec::new(),
         exit_page: None,

@@ -30,7 +30,7 @@ statuses! {
     TIMEOUT = 80;
     /// The guest ended in a triple fault.
     TRIPLE_FAULT = 81;
-    /// The guest said that it crashed.
+    /// The guest said that it crashed: through its exit port, or a Linux by its panic message.
     CRASH = 82;
     /// KVM could not go on with the guest (failed entry, failed emulation).
     KVM_ERROR = 83;
@@ -38,6 +38,8 @@ statuses! {
     GROWTH = 84;
     /// The guest reset itself more often than `--max-resets` allows.
     RESET_LIMIT = 85;
+    /// A milestone that was asked for was not reached, although the guest ended well.
+    MISSED = 86;
     /// Interrupted by SIGHUP (128 + 1).
     HUNG_UP = 129;
     /// Interrupted by Ctrl-C or the escape key (128 + SIGINT).

@@ -33,14 +33,18 @@ use crate::exits::books::{Asks, Books, Figures, Scratch};
 use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
 use crate::exits::hypercall::{Call, Mechanism};
 use crate::exits::ledger::{Entry, Ledger, Owner};
-use crate::exits::milestone::{Clocks, Milestones, Name};
+use crate::exits::milestone::{Clocks, Event, Milestones};
 use crate::exits::page::{ExitPage, Recorder};
 use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
 use crate::layout;
+use crate::marks::leaf::Leaves;
+use crate::marks::{Cpu, Label, Marks};
 use crate::memory::Ram;
 use crate::platform::irqchip::Wired;
 use crate::profile::KvmKind;
+use crate::symbols::KernelMap;
+use crate::walk;
 
 /// Bits of RFLAGS (SDM vol. 1, 3.4.3).
 const TF: u64 = 1 << 8;
@@ -48,6 +52,8 @@ const IF: u64 = 1 << 9;
 const RF: u64 = 1 << 16;
 /// Long mode is active (SDM vol. 3A, 2.2.1).
 const EFER_LMA: u64 = 1 << 10;
+/// Supervisors are kept from user pages (SDM vol. 3A, 2.5).
+const CR4_SMAP: u64 = 1 << 21;
 /// Bits of DR6 (SDM vol. 3B, 19.2.3).
 const DR6_BS: u64 = 1 << 14;
 const DR6_CAUSES: u64 = 0xF | 1 << 13 | DR6_BS | 1 << 15;
@@ -103,6 +109,12 @@ pub struct Shared {
     pub kernel: Option<Arc<KernelLedger>>,
     /// The exit page, if there is one: like guest memory, it outlives the VM.
     pub exit_page: Option<Arc<ExitPage>>,
+    /// The symbols of the kernel that runs here, once they are known.
+    pub kernel_map: Arc<KernelMap>,
+    /// Milestones that are noticed by breakpoints.
+    pub marks: Marks,
+    /// CPUID leaves that are milestones.
+    pub leaves: Leaves,
     /// The vCPU threads, so that one can kick another.
     pub threads: Mutex<Vec<Option<libc::pthread_t>>>,
 }
@@ -240,6 +252,8 @@ enum Action {
     Retry,
     Io(Io),
     Debug(kvm_debug_exit_arch),
+    /// The guest has written to its console other than by a port.
+    Console,
     Finish(Cause),
 }
 
@@ -445,6 +459,11 @@ impl Vcpu {
             self.ledger.count(verdict.entry, verdict.owner);
             self.page.count(verdict.entry);
             open = Some((verdict.entry, verdict.owner, left));
+            if verdict.entry == Entry::NotAnExit
+                && let Some(label) = self.shared.leaves.interrupted()
+            {
+                self.milestone(Event::Noticed(label));
+            }
             if let Err(error) = self.obey(verdict.action) {
                 return self.finish(Cause::Kvm(format!("KVM refuses a register: {error}")));
             }
@@ -493,6 +512,7 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 let mut reason = Reason::EPT_MISCONFIG;
+                let mut goes_on = Action::Continue;
                 let written = match self.shared.ioapic_at(address) {
                     Some((ioapic, offset)) => ioapic.write(offset, data),
                     None => {
@@ -501,12 +521,13 @@ impl Vcpu {
                         {
                             // A page is there, and forbids writing.
                             reason = Reason::EPT_VIOLATION;
+                            goes_on = Action::Console;
                         }
                         Ok(())
                     }
                 };
                 let action = match written {
-                    Ok(()) => Action::Continue,
+                    Ok(()) => goes_on,
                     Err(error) => Action::Finish(Cause::Kvm(error.to_string())),
                 };
                 done(reason, Owner::Guest, action)
@@ -638,6 +659,10 @@ impl Vcpu {
     fn obey(&mut self, action: Action) -> Result<(), kvm_ioctls::Error> {
         match action {
             Action::Continue | Action::Retry => {}
+            Action::Console => {
+                let seen = self.shared.com1().take_seen();
+                self.seen(seen);
+            }
             Action::Io(io) => self.io(io),
             Action::Debug(arch) => self.debug(&arch)?,
             Action::Finish(cause) => self.finish(cause),
@@ -677,10 +702,15 @@ impl Vcpu {
                 for (offset, byte) in (port - port::COM1..8).zip(access) {
                     com1.write(offset as u8, *byte);
                 }
+                let seen = com1.take_seen();
+                drop(com1);
+                self.seen(seen);
             }
             port::BASE..=port::LAST => match self.ports.write(port, access) {
                 Request::None => {}
-                Request::Milestone { number, name } => self.milestone(number, name),
+                Request::Milestone { number, name } => {
+                    self.milestone(Event::Guest { number, name });
+                }
                 Request::Exit(status) => self.finish(Cause::Exit(status)),
                 Request::Gate { number, address } => self.gate_command(number, address),
                 Request::PowerOff => self.finish(Cause::PowerOff),
@@ -693,6 +723,13 @@ impl Vcpu {
                     bus.write(port, access);
                 }
             }
+        }
+    }
+
+    /// Takes the milestones that the guest has just written to its console.
+    fn seen(&mut self, seen: Vec<Label>) {
+        for label in seen {
+            self.milestone(Event::Noticed(label));
         }
     }
 
@@ -736,7 +773,7 @@ impl Vcpu {
     }
 
     /// Takes a snapshot.
-    fn milestone(&mut self, number: u32, name: Name) {
+    fn milestone(&mut self, event: Event) {
         let turn = self.shared.milestones.turn();
         let clocks = self.shared.clocks();
         let mut asks = Asks::default();
@@ -749,7 +786,10 @@ impl Vcpu {
             asks = self.shared.books.asks();
         }
         let figures = &self.scratch.figures;
-        turn.record(number, name, self.index as u32, clocks, figures, asks);
+        let ends = turn.record(event, self.index as u32, clocks, figures, asks);
+        if let Some(name) = ends {
+            self.finish(Cause::Milestone(name));
+        }
     }
 
     // Gates.
@@ -784,8 +824,9 @@ impl Vcpu {
     }
 
     fn try_gate_command(&mut self, number: u32, address: u64) -> Result<(), Outcome> {
-        let kind = match Command::from_number(number).ok_or(Outcome::BadCommand)? {
-            Command::RegisterCpuid => GateKind::Cpuid,
+        let command = Command::from_number(number).ok_or(Outcome::BadCommand)?;
+        let kind = match command {
+            Command::RegisterCpuid | Command::RegisterUnmappedCpuid => GateKind::Cpuid,
             Command::RegisterHypercall => GateKind::Hypercall,
             Command::Withdraw => {
                 let generation = self.shared.gates.withdraw(address)?;
@@ -797,10 +838,11 @@ impl Vcpu {
         }
         let mut bytes = [0; 3];
         let bytes = &mut bytes[..kind.length() as usize];
-        if self.read_linear(address, bytes) < bytes.len() {
+        let is_mapped = self.read_linear(address, bytes) == bytes.len();
+        if !is_mapped && command != Command::RegisterUnmappedCpuid {
             return Err(Outcome::BadAddress);
         }
-        if !kind.matches(bytes) {
+        if is_mapped && !kind.matches(bytes) {
             return Err(Outcome::NotTheInstruction);
         }
         let gate = Gate { address, kind };
@@ -861,8 +903,55 @@ impl Vcpu {
         self.foreign(arch)
     }
 
+    /// Takes the milestone at which a breakpoint is, arms what comes next everywhere, and lets the
+    /// guest go on.
+    fn at_mark(&mut self, address: u64) -> Result<(), kvm_ioctls::Error> {
+        let regs = self.regs_at_exit()?;
+        let sregs = self.fd.get_sregs()?;
+        let cpu = Cpu {
+            rax: regs.rax,
+            rbx: regs.rbx,
+            rsi: regs.rsi,
+            rsp: regs.rsp,
+            cr3: sregs.cr3,
+            cpl: sregs.ss.dpl,
+        };
+        let shared = self.shared.clone();
+        let reached = shared.marks.reach(address, &cpu);
+        // First of all: what follows takes time.
+        for label in reached.iter().filter_map(|step| step.label.clone()) {
+            self.milestone(Event::Noticed(label));
+        }
+        for step in &reached {
+            let (memory, map) = (&shared.memory, &shared.kernel_map);
+            shared.marks.follow(step, &cpu, memory, map);
+        }
+        if !reached.is_empty()
+            && let Some(generation) = shared.gates.want(|| shared.marks.window())
+        {
+            self.spread(generation)?;
+        }
+        if self.generation != shared.gates.generation() {
+            // Another vCPU was here first: the run loop arms what is wanted now.
+            return Ok(());
+        }
+        let is_here = |slot: &Option<Gate>| slot.is_some_and(|g| g.address == address);
+        match self.slots.iter().position(is_here) {
+            // It was for another privilege level or address space.
+            Some(slot) => {
+                let mut first = [0];
+                let got = self.read_linear(address, &mut first);
+                self.pass(slot, regs, first[..got].first().copied())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Answers at a gate, or passes the instruction unchanged.
     fn at_gate(&mut self, slot: usize, gate: Gate) -> Result<(), kvm_ioctls::Error> {
+        if gate.kind == GateKind::Milestone {
+            return self.at_mark(gate.address);
+        }
         let mut regs = self.regs_at_exit()?;
         let mut bytes = [0; 3];
         let got = self.read_linear(gate.address, &mut bytes);
@@ -872,6 +961,9 @@ impl Vcpu {
                 GateKind::Cpuid => {
                     // CPUID looks at the low halves alone.
                     let (leaf, ecx) = (regs.rax as u32, regs.rcx as u32);
+                    if let Some(label) = self.shared.leaves.at_gate(leaf) {
+                        self.milestone(Event::Noticed(label));
+                    }
                     if let Some(question) = self.shared.layout.question(leaf) {
                         let answer = self.ask(question, ecx);
                         regs.rax = answer.eax.into();
@@ -894,6 +986,7 @@ impl Vcpu {
                     self.shared.gates.count_hypercall();
                     return self.complete(regs, gate.kind.length());
                 }
+                GateKind::Milestone => {}
             }
         }
         self.shared.gates.count_stepped();
@@ -1030,12 +1123,12 @@ impl Vcpu {
             let linear = address.wrapping_add(i as u64);
             let physical = match page {
                 Some((p, base)) if p == linear >> 12 => base | linear & 0xFFF,
-                _ => match self.fd.translate_gva(linear) {
-                    Ok(t) if t.valid != 0 => {
-                        page = Some((linear >> 12, t.physical_address & !0xFFF));
-                        t.physical_address
+                _ => match self.translate(linear) {
+                    Some(physical) => {
+                        page = Some((linear >> 12, physical & !0xFFF));
+                        physical
                     }
-                    _ => return i,
+                    None => return i,
                 },
             };
             let Ok(value) = self.shared.memory.read_obj(GuestAddress(physical)) else {
@@ -1044,5 +1137,21 @@ impl Vcpu {
             *byte = value;
         }
         into.len()
+    }
+    /// The physical address of a linear one in the vCPU's address space of now.
+    fn translate(&self, linear: u64) -> Option<u64> {
+        match self.fd.translate_gva(linear) {
+            Ok(found) if found.valid != 0 => Some(found.physical_address),
+            _ => {
+                let sregs = self.fd.get_sregs().ok()?;
+                if sregs.efer & EFER_LMA == 0 || sregs.cr4 & CR4_SMAP == 0 {
+                    return None;
+                }
+                let memory = &self.shared.memory;
+                walk::four_levels(sregs.cr3, linear, |at| {
+                    memory.read_obj(GuestAddress(at)).ok()
+                })
+            }
+        }
     }
 }

@@ -38,13 +38,17 @@ use crate::exits::milestone::Milestones;
 use crate::exits::page::ExitPage;
 use crate::exits::source::{self, open::KernelSide};
 use crate::held::Held;
+use crate::marks::Marks;
+use crate::marks::kernel::{Facts, Given};
+use crate::marks::leaf::Leaves;
 use crate::memory::prefault::{self, Prefault};
 use crate::memory::{self, Memory};
 use crate::platform::cpuid::Shape;
 use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
+use crate::symbols::files::SymbolsError;
 use crate::vcpu::{Shared, Vcpu};
-use crate::{host, layout};
+use crate::{host, layout, symbols};
 
 /// A file that was loaded: hashed after the run, so that hashing costs the boot nothing.
 pub struct Loaded {
@@ -72,6 +76,8 @@ pub struct Vm {
     pub sources: Vec<SourceInfo>,
     /// The files that were loaded.
     pub images: Vec<Loaded>,
+    /// How the kernel is entered, for people.
+    pub boot: String,
     /// Set once the guest listens to its console.
     pub listening: Arc<AtomicBool>,
     /// What it took to fill memory in before.
@@ -326,6 +332,59 @@ fn behind(config: &Config, held: &mut Held) -> Option<Kernel> {
     Kernel::open(&config.kernel, &mut held.files).ok()
 }
 
+/// The milestones that are looked for in a kernel, which is entered there if no firmware comes first.
+fn marks(config: &Config, held: &mut Held, kernel: &Kernel, entry: Entry) -> Result<Marks, Error> {
+    let wish = &config.milestones;
+    let given = match &wish.symbols {
+        Some(path) => symbols(held, path)?,
+        None if !wish.needs_symbols(kernel.is_linux()) => return Ok(Marks::none()),
+        None => Given {
+            // What a bzImage or a stripped file has not, memory may have.
+            symbols: held
+                .files
+                .open(kernel.path())
+                .ok()
+                .filter(|_| matches!(kernel, Kernel::Elf(_)))
+                .and_then(|(file, bytes)| symbols::files::read(file, bytes).ok())
+                .map(Arc::new),
+            ..Given::default()
+        },
+    };
+    let entry = match config.firmware {
+        None => Some(entry),
+        // As the firmware does; what it cannot boot, it will say.
+        Some(_) if matches!(kernel, Kernel::Elf(_)) => kernel.entry(Protocol::Pvh).ok(),
+        Some(_) => kernel.entry(Protocol::Auto).ok(),
+    };
+    let facts = entry.map_or(Facts::Other, |entry| Facts::of(kernel, entry));
+    Ok(Marks::new(wish, facts, given))
+}
+
+/// Reads symbols that were given. A stub is no error: the kernel has symbols of its own.
+fn symbols(held: &mut Held, path: &Path) -> Result<Given, Error> {
+    let name = path.display().to_string();
+    let (file, bytes) = held
+        .files
+        .open(path)
+        .map_err(image_error("symbols", path))?;
+    match symbols::files::read(file, bytes) {
+        Ok(symbols) => Ok(Given {
+            symbols: Some(Arc::new(symbols)),
+            name,
+            note: None,
+        }),
+        Err(stub @ SymbolsError::Stub) => Ok(Given {
+            symbols: None,
+            note: Some(format!("symbols {name} {stub}")),
+            name,
+        }),
+        Err(source) => Err(Error::Symbols {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
 /// Software KVM runs small guests: in Linux it hangs, which is no way to say so.
 fn refuse_linux(config: &Config) -> Error {
     Error::NoKvm(format!(
@@ -414,6 +473,12 @@ pub fn build(
     let behind = behind(config, held);
     let kernels = || std::iter::once(&image).chain(&behind);
     let linux = kernels().any(Kernel::is_linux);
+    let entered = match &behind {
+        _ if config.firmware.is_none() => entry.name().to_owned(),
+        // The firmware boots a bzImage by Linux's own protocol, all else by PVH.
+        Some(Kernel::BzImage(_)) => format!("{} via firmware", Entry::Linux(0).name()),
+        _ => format!("{} via firmware", entry.name()),
+    };
     let initrd_max = kernels().map(Kernel::initrd_max).min().unwrap_or(u64::MAX);
     if linux && kind == KvmKind::Software {
         return Err(refuse_linux(config));
@@ -422,6 +487,8 @@ pub fn build(
         true => arguments::with(&config.cmdline, config.com1),
         false => config.cmdline.clone(),
     };
+    let marks = marks(config, held, behind.as_ref().unwrap_or(&image), entry)?;
+    let leaves = Leaves::new(&config.milestones, held.stops(config));
     let kvm = held.kvm(open_kvm)?;
     let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
     if config.cpus.get() > most {
@@ -448,7 +515,12 @@ pub fn build(
         .map_err(kvm_error("an interrupt line for COM1"))?;
     let out = console_file(config.console).map_err(host_error("duplicate the console"))?;
     let listening = Arc::new(AtomicBool::new(false));
-    let com1 = Com1::new(line, Console::new(out, control.clone()), listening.clone());
+    let console = Console::new(out, control.clone()).looking_for(config.milestones.patterns());
+    let console = match linux {
+        true => console.listening(),
+        false => console,
+    };
+    let com1 = Com1::new(line, console, listening.clone());
     let com1 = match config.com1 {
         Registers::Ports => com1,
         Registers::Page => com1.with_page(status_page(&kvm, &fd, &control)?),
@@ -536,13 +608,15 @@ pub fn build(
             return Err(image_error(role, path)(source));
         }
     }
+    // Nobody runs yet: whoever does arms them first.
+    let _ = gates.want(|| marks.window());
     let can_block = fd.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into()) as u32;
     let shared = Arc::new(Shared {
         memory,
         books: Books::new(books, kind).with_hypercalls(hypercalls),
         gates,
         hypercalls,
-        milestones: Milestones::new(boot.names),
+        milestones: Milestones::new(boot.names).awaiting(config.milestones.awaited()),
         com1: Mutex::new(com1),
         empty_bus: (linux && arguments::has_empty_bus(&cmdline)).then(EmptyBus::default),
         has_status_page: config.com1 == Registers::Page,
@@ -555,6 +629,9 @@ pub fn build(
         sync_regs,
         kernel: kernel.ledger,
         exit_page: exit_page.map(Arc::new),
+        kernel_map: Arc::default(),
+        marks,
+        leaves,
         query_log,
         started: OnceLock::new(),
         entered: OnceLock::new(),
@@ -572,6 +649,7 @@ pub fn build(
         tsc_khz,
         sources,
         images: boot.images,
+        boot: entered,
         listening,
         prefault_time,
         fd,

@@ -299,14 +299,16 @@ fn profile_schema() {
 #[test]
 fn what_is_asked_for() {
     use profile::AskKind::*;
-    for kind in [MsrRead, MsrWrite, PortIn, PortOut, Cpuid] {
+    for kind in [
+        MsrRead, MsrWrite, PortIn, PortOut, Cpuid, Page, Ram, Exception, Interrupt, CrRead, CrWrite,
+    ] {
         let word = serde_json::to_string(&kind).unwrap().replace('"', "`");
         assert!(SCHEMA.contains(&word), "{word}");
         let driven = (0..0x1000).filter(|&index| {
             let count = 1;
             profile::fixed::driver(&profile::Ask { kind, index, count }).is_some()
         });
-        let expected: &[u32] = match kind {
+        let expected: &[u64] = match kind {
             MsrWrite => &[0x6E0, 0x80B],
             PortOut => &[0x20, 0x21, 0x40, 0x41, 0x42, 0x43, 0xA0, 0xA1],
             _ => &[],

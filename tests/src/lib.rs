@@ -21,6 +21,7 @@ pub mod bzimage;
 pub mod code;
 pub mod confined;
 pub mod elf;
+pub mod linux;
 pub mod live;
 pub mod witness;
 

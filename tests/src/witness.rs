@@ -125,7 +125,7 @@ pub struct Testimony {
 
 /// Raw code and reason (of the AMD codes that have two) to exits.
 type Codes = BTreeMap<u64, u64>;
-type Asks = BTreeMap<(AskKind, u32), u64>;
+type Asks = BTreeMap<(AskKind, u64), u64>;
 
 impl Testimony {
     /// The lines of the histogram with these keys, of these threads.
@@ -190,7 +190,7 @@ impl Testimony {
         ] {
             for (keys, hits) in self.of(event, threads, false) {
                 let kind = kinds[usize::from(keys[direction] != 0)];
-                *asks.entry((kind, keys[index] as u32)).or_default() += hits;
+                *asks.entry((kind, keys[index])).or_default() += hits;
             }
         }
         asks

@@ -121,7 +121,7 @@ fn what_is_asked_for_is_told() {
         let it = asks.filter(|a| (a.kind, a.index) == (kind, index));
         it.map(|a| a.count).sum::<u64>()
     };
-    let scratch = u32::from(exit_abi::port::SCRATCH);
+    let scratch = u64::from(exit_abi::port::SCRATCH);
     assert_eq!(asked(AskKind::Cpuid, 0), 300);
     assert_eq!(asked(AskKind::MsrRead, 0x1B), 200 + 2);
     assert_eq!(asked(AskKind::MsrWrite, 0x1B), 100);

@@ -310,8 +310,8 @@ fn codes_are_the_processors_own() {
 #[test]
 fn msrs_and_ports_are_told_apart() {
     needs_ledger!("msrs_and_ports_are_told_apart");
-    const APIC_BASE: u32 = 0x1B;
-    const SCRATCH: u32 = exit_abi::port::SCRATCH as u32;
+    const APIC_BASE: u64 = 0x1B;
+    const SCRATCH: u64 = exit_abi::port::SCRATCH as u64;
     let cmdline = "workload=rdmsr:300,wrmsr:200,pio:70,pin:50 log=off";
     let profile = kernel(cmdline, &[]).profile();
     let before = &accounts::at(&profile, "devices").asks;

@@ -12,6 +12,7 @@ use indicatif::ProgressBar;
 
 use crate::ablate::{self, What};
 use crate::build::{self, Built};
+use crate::linux_guest::{Guest, Linux};
 use crate::on::{self, On, Where};
 use crate::paging::{self, Measurement, Sweep, Wish};
 use crate::run::{defaults, value_of};
@@ -21,7 +22,9 @@ use crate::{lab, signals, workspace};
 /// Boot a guest and show what each step of its boot cost in VM exits
 ///
 /// Without --kernel the guest is this project's guest kernel, without --firmware it is booted through
-/// this project's firmware. Writes the profile as JSON, text and CSV under target/exitvisor/ and prints the text. All other
+/// this project's firmware. `--guest initramfs` is Linux: where this machine's KVM is software, which
+/// cannot run it, it is booted in the AMD lab. Several runs are shown by their least, median and most,
+/// and the usual questions answered. Writes the profile as JSON, text and CSV under target/exitvisor/ and prints the text. All other
 /// options go to `exitvisor profile`. A run that is cut short is shown all the same; the exit
 /// status is that of the first run that did not end with 0.
 #[derive(Debug, Args)]
@@ -30,12 +33,17 @@ use crate::{lab, signals, workspace};
   cargo xtask boot-profile --runs 5
   cargo xtask boot-profile --on amd-lab
   cargo xtask boot-profile --on amd-lab --paging both --cmdline workload=ptes:64
+  cargo xtask boot-profile --guest initramfs
+  cargo xtask boot-profile --guest initramfs --runs 5 --paging both --kernel 6.1
   cargo xtask boot-profile --on intel-lab --paging both --sweep usual
   cargo xtask boot-profile --on amd-lab --ablate memory
   cargo xtask boot-profile --firmware none
   cargo xtask boot-profile --cmdline workload=pio:500 --timeout 10s")]
 pub(crate) struct BootProfile {
-    /// Boot so many times and show the spread
+    /// What to boot
+    #[arg(long, value_enum, default_value_t = Guest::default())]
+    pub(crate) guest: Guest,
+    /// Boot so many times (with each paging) and show the spread
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) runs: u32,
@@ -44,7 +52,7 @@ pub(crate) struct BootProfile {
     pub(crate) on: On,
     /// Boot with nested or with shadow paging, or compare both: each in its own lab (--on amd-lab,
     /// --on intel-lab), or here with --reload-kvm
-    #[arg(long, value_enum, conflicts_with = "runs")]
+    #[arg(long, value_enum)]
     pub(crate) paging: Option<Wish>,
     /// Compare both over page-table work (workload=ptes:N) of so many pages, and draw it; `usual` is
     /// 16,64,256,1024
@@ -71,13 +79,29 @@ pub(crate) struct BootProfile {
 
 impl BootProfile {
     /// Builds, measures, saves and shows.
-    pub(crate) fn run(self) -> anyhow::Result<u8> {
+    pub(crate) fn run(mut self) -> anyhow::Result<u8> {
         self.check()?;
+        let mut name = None;
+        if self.guest == Guest::Initramfs {
+            let linux = Linux::fetched(&self.options)?;
+            self.options = linux.options;
+            name = Some(linux.name);
+        }
         if let Some(wish) = self.paging {
+            let on = match (self.on, self.guest) {
+                // Software KVM has no paging to choose, and there Linux is booted in the AMD lab.
+                (On::Auto, Guest::Initramfs) if !self.reload_kvm => match self.on.choose_linux() {
+                    Where::Host => On::Host,
+                    Where::Lab(_) => On::AmdLab,
+                },
+                (on, _) => on,
+            };
             let measurement = Measurement {
                 wish,
+                runs: self.runs,
+                name,
                 sweep: self.sweep.as_ref().map_or(&[], |sweep| &sweep.0),
-                on: self.on,
+                on,
                 reload: self.reload_kvm,
                 built: self.built,
                 options: &self.options,
@@ -90,7 +114,8 @@ impl BootProfile {
         let built = build::build()?;
         let kernel = value_of(&self.options, "--kernel").map(PathBuf::from);
         let guest = kernel.as_deref().unwrap_or(&built.guest_kernel).file_stem();
-        let base = unused_name(&workspace::output_folder()?, guest.unwrap_or_default());
+        let name = name.unwrap_or_else(|| guest.unwrap_or_default().to_owned());
+        let base = unused_name(&workspace::output_folder()?, &name);
         signals::outlive_interrupts()?;
 
         let place = self.on.choose(&built, &self.options);
@@ -112,6 +137,7 @@ impl BootProfile {
         let why = if let Some(name) = ["--format", "--output"].iter().find(|name| given(name)) {
             format!("boot-profile itself chooses {name}; for your own, use `exitvisor profile`\n")
         } else if let Some(name) = [
+            "--guest",
             "--runs",
             "--on",
             "--paging",
@@ -210,6 +236,11 @@ fn report(exitvisor: &Path, profiles: &[PathBuf], base: &Path) -> anyhow::Result
     let text = with_suffix(base, ".txt");
     let rendered = Step::new(exitvisor).arg("report").args(profiles).stdout()?;
     std::fs::write(&text, &rendered).with_context(|| format!("cannot write {}", text.display()))?;
+    if profiles.len() > 1 {
+        let step = Step::new(exitvisor).arg("report").args(profiles);
+        let step = step.args(["--format", "json", "--output"]);
+        step.arg(with_suffix(base, ".json")).check()?;
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(&rendered)
         .and_then(|()| out.write_all(saved(profiles, &text).as_bytes()))
@@ -226,7 +257,7 @@ fn saved(profiles: &[PathBuf], text: &Path) -> String {
         profiles => {
             let profiles: Vec<String> = profiles.iter().map(|profile| shown(profile)).collect();
             format!(
-                "saved: {}, {} (and .csv)\n",
+                "saved: {} (and .json), {} (and .csv)\n",
                 shown(text),
                 profiles.join(", ")
             )
@@ -243,9 +274,16 @@ pub(crate) fn unused_name(folder: &Path, guest: &OsStr) -> PathBuf {
         &format!("-{}", guest.to_string_lossy()),
     );
     let used = |base: &Path| {
-        [".json", "-run1.json", "-nested.json", "-shadow.json"]
-            .iter()
-            .any(|suffix| with_suffix(base, suffix).exists())
+        [
+            ".json",
+            "-run1.json",
+            "-nested.json",
+            "-shadow.json",
+            "-nested-run1.json",
+            "-shadow-run1.json",
+        ]
+        .iter()
+        .any(|suffix| with_suffix(base, suffix).exists())
     };
     let numbered = (2..).map(|n: u32| with_suffix(&base, &format!("-{n}")));
     let mut names = std::iter::once(base.clone()).chain(numbered);
@@ -287,6 +325,9 @@ mod tests {
         let line = saved(&files(&["t/x.json"]), Path::new("t/x.txt"));
         assert_eq!(line, "saved: t/x.json (and .txt, .csv)\n");
         let line = saved(&files(&["x-run1.json", "x-run2.json"]), Path::new("x.txt"));
-        assert_eq!(line, "saved: x.txt, x-run1.json, x-run2.json (and .csv)\n");
+        assert_eq!(
+            line,
+            "saved: x.txt (and .json), x-run1.json, x-run2.json (and .csv)\n"
+        );
     }
 }

@@ -95,6 +95,24 @@ pub(crate) fn build() -> anyhow::Result<Built> {
     })
 }
 
+/// Builds `exitlog`, the guest side for Linux: static, so that it runs in any Linux, as init too.
+/// And, for tests, a program that abuses what `exitlog` uses.
+pub(crate) fn exitlog() -> anyhow::Result<[PathBuf; 2]> {
+    const STATIC: &str = "-C target-feature=+crt-static -C strip=symbols";
+    // Named, so that what runs in the build itself is not linked like that.
+    let step = Step::cargo()
+        .args(["build", "--release", "--package", "exitlog"])
+        .args(["--bins", "--examples"])
+        .args(["--target", LINUX_TARGET])
+        .without_env(&["CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"])
+        .env("RUSTFLAGS", STATIC);
+    let found = executables(step)?;
+    Ok([named(&found, "exitlog")?, named(&found, "abuse")?])
+}
+
+/// The target of everything that runs in a Linux guest.
+const LINUX_TARGET: &str = "x86_64-unknown-linux-gnu";
+
 /// A cargo step turned to the guests' target. Flags meant for the host (a linker, a CPU with AVX)
 /// would break guests, and would hide those that `.cargo/config.toml` gives for their target.
 pub(crate) fn for_guests(cargo: Step) -> Step {

@@ -12,6 +12,7 @@ mod ci;
 mod exercises;
 mod kvm_module;
 mod lab;
+mod linux_guest;
 mod on;
 mod paging;
 mod run;
@@ -55,6 +56,7 @@ enum Task {
     Test(test::Test),
     Bench(bench::Bench),
     BenchInLab(bench::InLab),
+    BenchLinuxInLab(bench::LinuxInLab),
     Exercises(exercises::Exercises),
     ExercisesLab(exercises::OneLab),
     ExercisesInLab(exercises::InLab),
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
             Task::Test(task) => task.run(),
             Task::Bench(task) => task.run(),
             Task::BenchInLab(task) => task.run(),
+            Task::BenchLinuxInLab(task) => task.run(),
             Task::Exercises(task) => task.run(),
             Task::ExercisesLab(task) => task.run(),
             Task::ExercisesInLab(task) => task.run(),

@@ -48,12 +48,21 @@ enum Kvm {
 impl On {
     /// Decides. A choice of our own is told on stderr, with what the others would add.
     pub(crate) fn choose(self, built: &Built, options: &[OsString]) -> Where {
+        self.choose_for(|| ours(built, options))
+    }
+
+    /// Decides for a Linux, and tells.
+    pub(crate) fn choose_linux(self) -> Where {
+        self.choose_for(|| false)
+    }
+
+    fn choose_for(self, ours: impl FnOnce() -> bool) -> Where {
         match self {
             On::Host => Where::Host,
             On::AmdLab => Where::Lab(Host::Amd),
             On::IntelLab => Where::Lab(Host::Intel),
             On::Auto => {
-                let (place, why) = choice(&kvm(), ours(built, options));
+                let (place, why) = choice(&kvm(), ours());
                 eprintln!("xtask: {why}");
                 place
             }

@@ -177,6 +177,10 @@ pub(crate) fn sweep(text: &str) -> Result<Sweep, String> {
 #[derive(Debug)]
 pub(crate) struct Measurement<'a> {
     pub(crate) wish: Wish,
+    /// How often the same is booted.
+    pub(crate) runs: u32,
+    /// What it is called in names of files, if not as the kernel's file.
+    pub(crate) name: Option<OsString>,
     /// Pages of the workload `ptes`; empty: one boot, of what the options say.
     pub(crate) sweep: &'a [u64],
     pub(crate) on: On,
@@ -203,6 +207,9 @@ impl Measurement<'_> {
                      --kernel and workload=",
                 );
             }
+        }
+        if self.runs > 1 && !self.sweep.is_empty() {
+            return Err("--sweep boots each length once: leave out --runs");
         }
         if self.reload && matches!(self.on, On::AmdLab | On::IntelLab) {
             return Err("--reload-kvm is for this machine's KVM: leave it out, or --on");
@@ -259,7 +266,8 @@ impl Measurement<'_> {
     ) -> anyhow::Result<u8> {
         let kernel = value_of(self.options, "--kernel").map(PathBuf::from);
         let guest = kernel.as_deref().unwrap_or(&built.guest_kernel).file_stem();
-        let mut name = guest.unwrap_or_default().to_owned();
+        let guest = guest.unwrap_or_default().to_owned();
+        let mut name = self.name.clone().unwrap_or(guest);
         name.push(if self.sweep.is_empty() {
             "-paging"
         } else {
@@ -287,10 +295,11 @@ impl Measurement<'_> {
 
     /// The profile of each run, and the arguments that make it.
     fn runs(&self, built: &Built, base: &Path, paging: Paging) -> Vec<(PathBuf, Vec<OsString>)> {
-        let run = |pages: Option<u64>| {
-            let suffix = match pages {
-                None => format!("-{}.json", paging.name()),
-                Some(pages) => format!("-{}-{pages}.json", paging.name()),
+        let run = |pages: Option<u64>, run: Option<u32>| {
+            let suffix = match (pages, run) {
+                (None, None) => format!("-{}.json", paging.name()),
+                (None, Some(run)) => format!("-{}-run{run}.json", paging.name()),
+                (Some(pages), _) => format!("-{}-{pages}.json", paging.name()),
             };
             let profile = with_suffix(base, &suffix);
             let mut args: Vec<OsString> = vec!["profile".into()];
@@ -304,8 +313,9 @@ impl Measurement<'_> {
             (profile, args)
         };
         match self.sweep {
-            [] => vec![run(None)],
-            sweep => sweep.iter().map(|&pages| run(Some(pages))).collect(),
+            [] if self.runs == 1 => vec![run(None, None)],
+            [] => (1..=self.runs).map(|n| run(None, Some(n))).collect(),
+            sweep => sweep.iter().map(|&pages| run(Some(pages), None)).collect(),
         }
     }
 
@@ -328,30 +338,30 @@ impl Measurement<'_> {
             let step = step.args(["--format", "csv", "--output"]);
             step.arg(profile.with_extension("csv")).check()?;
         }
-        let command = match self.wish {
-            Wish::Both => "paging",
-            Wish::Nested | Wish::Shadow => "report",
+        // Several runs with both pagings are put side by side by `report`, which knows of spreads.
+        let (command, formats): (_, &[&str]) = match (self.wish, self.runs) {
+            (Wish::Both, 1) => ("paging", &["json", "csv"]),
+            (_, 1) => ("report", &[]),
+            _ => ("report", &["json"]),
         };
         let text = with_suffix(base, ".txt");
         let rendered = exitvisor(&[command]).args(shown()).stdout()?;
         fs::write(&text, &rendered).with_context(|| format!("cannot write {}", text.display()))?;
-        let mut kept = ".txt";
-        if self.wish == Wish::Both {
-            for format in ["json", "csv"] {
-                let file = with_suffix(base, &format!(".{format}"));
-                let step = exitvisor(&[command]).args(shown());
-                let step = step.args(["--format", format, "--output"]);
-                step.arg(file).check()?;
-            }
-            kept = ".txt, .json, .csv";
+        let mut kept = ".txt".to_owned();
+        for format in formats {
+            let file = with_suffix(base, &format!(".{format}"));
+            let step = exitvisor(&[command]).args(shown());
+            let step = step.args(["--format", format, "--output"]);
+            step.arg(file).check()?;
+            kept += &format!(", .{format}");
         }
         let shown = Path::new(workspace::shown(base)).display().to_string();
         let saved = format!(
             "saved: {shown}{kept}; the profiles: {shown}-{}.json, .csv\n",
-            if self.sweep.is_empty() {
-                "PAGING"
-            } else {
-                "PAGING-PAGES"
+            match (self.sweep, self.runs) {
+                ([], 1) => "PAGING",
+                ([], _) => "PAGING-runN",
+                _ => "PAGING-PAGES",
             }
         );
         let mut out = std::io::stdout().lock();
@@ -412,6 +422,8 @@ mod tests {
             let options = words(options);
             let measurement = Measurement {
                 wish,
+                runs: 1,
+                name: None,
                 sweep,
                 on,
                 reload: false,

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 /// Guest memory of the guest that is watched, in KiB: its mapping has this size, and is the only one
 /// for which the kernel reserves nothing (`nr` among its flags).
 const GUEST_RAM_KIB: u64 = 64 << 10;
@@ -59,31 +61,84 @@ impl Watch {
 /// Sums the mappings of `smaps` but for guest memory; `None` if that is not among them, since
 /// what is not told apart must not be booked as the VMM's.
 fn parse(smaps: &str) -> Option<Besides> {
+    let is_guest = |mapping: &Mapping| mapping.size == GUEST_RAM_KIB && mapping.unreserved;
     let mut sum = Besides::default();
-    let mut guest_seen = false;
-    // "7f…-7f… rw-p 00000000 00:00 0" opens a mapping, "Rss:   4 kB" belongs to it, and its flags
-    // end it.
-    let (mut size, mut resident, mut private) = (0, 0, 0);
+    for mapping in besides(smaps, is_guest)? {
+        sum.resident += mapping.resident * 1024;
+        sum.private += mapping.private * 1024;
+    }
+    Some(sum)
+}
+
+/// Resident memory of any VMM besides guest memory, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Resident {
+    /// Of no file: heap, stacks, what was written of libraries' data.
+    pub(crate) anonymous: u64,
+    /// Of files: the program's text, shared libraries.
+    pub(crate) file: u64,
+}
+
+/// That of a process whose guest has so much memory in one mapping; `None` if it has none such, or
+/// has ended.
+pub(crate) fn resident(pid: i32, guest_memory: u64) -> Option<Resident> {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+    resident_in(&smaps, guest_memory)
+}
+
+fn resident_in(smaps: &str, guest_memory: u64) -> Option<Resident> {
+    let is_guest = |mapping: &Mapping| mapping.size * 1024 == guest_memory;
+    let mut sum = Resident::default();
+    for mapping in besides(smaps, is_guest)? {
+        let anonymous = mapping.anonymous.min(mapping.resident);
+        sum.anonymous += anonymous * 1024;
+        sum.file += (mapping.resident - anonymous) * 1024;
+    }
+    Some(sum)
+}
+
+/// A mapping, as far as it is of interest; KiB.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mapping {
+    size: u64,
+    resident: u64,
+    private: u64,
+    anonymous: u64,
+    unreserved: bool,
+}
+
+/// All mappings but the guest's; `None` if that is not among them.
+fn besides(smaps: &str, is_guest: impl Fn(&Mapping) -> bool) -> Option<Vec<Mapping>> {
+    let all = mappings(smaps);
+    let before = all.len();
+    let besides: Vec<Mapping> = all
+        .into_iter()
+        .filter(|mapping| !is_guest(mapping))
+        .collect();
+    (besides.len() < before).then_some(besides)
+}
+
+/// "7f…-7f… rw-p 00000000 00:00 0" opens a mapping, "Rss:   4 kB" belongs to it, and its flags
+/// end it.
+fn mappings(smaps: &str) -> Vec<Mapping> {
+    let mut mappings = Vec::new();
+    let mut mapping = Mapping::default();
     for line in smaps.lines() {
         let first = line.split_ascii_whitespace().next().unwrap_or_default();
         match first.strip_suffix(':') {
-            None => (size, resident, private) = (0, 0, 0),
-            Some("Size") => size = kib(line),
-            Some("Rss") => resident = kib(line),
-            Some("Private_Clean" | "Private_Dirty") => private += kib(line),
+            None => mapping = Mapping::default(),
+            Some("Size") => mapping.size = kib(line),
+            Some("Rss") => mapping.resident = kib(line),
+            Some("Private_Clean" | "Private_Dirty") => mapping.private += kib(line),
+            Some("Anonymous") => mapping.anonymous = kib(line),
             Some("VmFlags") => {
-                let unreserved = line.split_ascii_whitespace().any(|flag| flag == "nr");
-                if size == GUEST_RAM_KIB && unreserved {
-                    guest_seen = true;
-                } else {
-                    sum.resident += resident * 1024;
-                    sum.private += private * 1024;
-                }
+                mapping.unreserved = line.split_ascii_whitespace().any(|flag| flag == "nr");
+                mappings.push(mapping);
             }
             Some(_) => {}
         }
     }
-    guest_seen.then_some(sum)
+    mappings
 }
 
 /// The figure of a line such as `Rss:   4 kB`.
@@ -110,11 +165,13 @@ VmFlags: rd ex mr mw me
 Size:              65536 kB
 Rss:               12000 kB
 Private_Dirty:     12000 kB
+Anonymous:         12000 kB
 VmFlags: rd wr mr mw me nr
 7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0       [stack]
 Size:                132 kB
 Rss:                  24 kB
 Private_Dirty:        20 kB
+Anonymous:            20 kB
 VmFlags: rd wr mr mw me gd ac
 ";
 
@@ -125,6 +182,12 @@ VmFlags: rd wr mr mw me gd ac
             private: 720 * 1024,
         };
         assert_eq!(parse(SMAPS), Some(besides));
+        let resident = Resident {
+            anonymous: 20 * 1024,
+            file: 804 * 1024,
+        };
+        assert_eq!(resident_in(SMAPS, 64 << 20), Some(resident));
+        assert_eq!(resident_in(SMAPS, 128 << 20), None);
     }
 
     #[test]

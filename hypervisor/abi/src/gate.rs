@@ -19,6 +19,9 @@ pub enum Command {
     RegisterHypercall = 2,
     /// Withdraw whatever gate stands at the address.
     Withdraw = 3,
+    /// Register a `cpuid` instruction that this address space need not map, as a kernel's is not in
+    /// that of its user space: unmapped, it is looked at when it is reached, and only then.
+    RegisterUnmappedCpuid = 4,
 }
 
 impl Command {
@@ -28,6 +31,7 @@ impl Command {
             1 => Self::RegisterCpuid,
             2 => Self::RegisterHypercall,
             3 => Self::Withdraw,
+            4 => Self::RegisterUnmappedCpuid,
             _ => return None,
         })
     }

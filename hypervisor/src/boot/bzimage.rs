@@ -193,6 +193,23 @@ impl BzImage {
         Ok(())
     }
 
+    /// Reads of what is loaded, from an offset on: as much as there is and fits.
+    pub fn read_code(&self, offset: u64, into: &mut [u8]) -> usize {
+        use std::os::unix::fs::FileExt;
+        let start = setup_bytes(&self.header).saturating_add(offset);
+        let mut got = 0;
+        while let Some(rest) = into.get_mut(got..).filter(|rest| !rest.is_empty()) {
+            match self.file.read_at(rest, start.saturating_add(got as u64)) {
+                Ok(0) => break,
+                Ok(more) => got += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What cannot be read is not there: loading it will say so.
+                Err(_) => break,
+            }
+        }
+        got
+    }
+
     /// The file, for its hash.
     pub fn into_file(self) -> File {
         self.file

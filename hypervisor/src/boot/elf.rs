@@ -363,6 +363,12 @@ impl Image {
         physical.checked_add(linear - start)
     }
 
+    /// Where what is loaded at a physical address is linked.
+    pub fn linear(&self, physical: u64) -> Option<u64> {
+        let (linear, ..) = self.linked.iter().find(|(.., at)| *at == physical)?;
+        Some(*linear)
+    }
+
     /// Checks the segments against guest memory, the image's role and what is loaded already, then
     /// loads them.
     pub fn load(

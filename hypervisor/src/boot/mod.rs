@@ -28,3 +28,13 @@ pub enum Entry {
     /// Linux's 64-bit boot protocol.
     Linux(u64),
 }
+
+impl Entry {
+    /// The protocol's name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pvh(_) => "PVH",
+            Self::Linux(_) => "Linux 64-bit",
+        }
+    }
+}

@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, poll};
 
-use super::control::Control;
+use super::control::{Cause, Control};
+use super::last_words::{Listener, Word};
+use crate::marks::Label;
+use crate::marks::pattern::Patterns;
 
 /// Most bytes held back before they are written.
 const BUFFER: usize = 4096;
@@ -24,6 +27,9 @@ pub struct Console {
     control: Arc<Control>,
     /// The reader is gone: bytes are dropped from then on.
     closed: bool,
+    /// Hears what a Linux says last.
+    listener: Option<Listener>,
+    patterns: Patterns,
 }
 
 impl Console {
@@ -34,7 +40,37 @@ impl Console {
             buffer: Vec::with_capacity(BUFFER),
             control,
             closed: false,
+            listener: None,
+            patterns: Patterns::default(),
         }
+    }
+
+    /// The same, listening for a Linux that cannot go on.
+    pub fn listening(self) -> Self {
+        let listener = Some(Listener::default());
+        Self { listener, ..self }
+    }
+
+    /// Hears a byte of the guest's.
+    fn hear(&mut self, byte: u8) {
+        match self.listener.as_mut().and_then(|l| l.hear(byte)) {
+            Some(Word::Panic(message)) => self.control.panicked(message),
+            Some(Word::End) => {
+                let halted = "it stopped, and did not say why".to_owned();
+                self.control.finish(Cause::Panic(halted));
+            }
+            None => {}
+        }
+    }
+
+    /// The same, looking for these in what it is given.
+    pub fn looking_for(self, patterns: Patterns) -> Self {
+        Self { patterns, ..self }
+    }
+
+    /// What has been seen since this was asked last.
+    pub fn take_seen(&mut self) -> Vec<Label> {
+        self.patterns.take_seen()
     }
 
     /// Writes what is held back. A reader that is slow holds up the guest, not our end: the kick
@@ -70,6 +106,8 @@ impl Console {
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for &byte in bytes {
+            self.hear(byte);
+            self.patterns.feed(byte);
             self.buffer.push(byte);
             if byte == b'\n' || self.buffer.len() >= BUFFER {
                 self.drain();

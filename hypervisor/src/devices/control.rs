@@ -15,8 +15,12 @@ pub enum Cause {
     PowerOff,
     /// The guest reset the machine.
     Reset,
+    /// The milestone of this name was reached.
+    Milestone(String),
     /// The guest reset the machine more often than it may.
     ResetLimit,
+    /// The guest's kernel said on its console that it cannot go on: its message.
+    Panic(String),
     /// Triple fault on this vCPU.
     TripleFault(u32),
     /// The time limit.
@@ -43,6 +47,8 @@ pub enum Cause {
 pub struct Control {
     stopping: AtomicBool,
     cause: Mutex<Option<Cause>>,
+    /// What the guest's kernel panicked for.
+    panic: Mutex<Option<String>>,
     event: EventFd,
 }
 
@@ -52,6 +58,7 @@ impl Control {
         Ok(Self {
             stopping: AtomicBool::new(false),
             cause: Mutex::new(None),
+            panic: Mutex::new(None),
             event: EventFd::new(EFD_NONBLOCK)?,
         })
     }
@@ -72,9 +79,26 @@ impl Control {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Why.
+    /// Remembers what the guest's kernel panics for; the run goes on until the guest ends it.
+    pub fn panicked(&self, message: String) {
+        let mut panic = self.panic.lock().unwrap_or_else(|e| e.into_inner());
+        panic.get_or_insert(message);
+    }
+
+    /// Why. A reset or a triple fault after a panic is the panic's.
     pub fn cause(&self) -> Option<Cause> {
-        self.cause.lock().unwrap_or_else(|e| e.into_inner()).clone()
+        let cause = self
+            .cause
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .clone()?;
+        let panic = self.panic.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        Some(match (cause, panic) {
+            (Cause::Reset | Cause::TripleFault(_) | Cause::Panic(_), Some(message)) => {
+                Cause::Panic(message)
+            }
+            (cause, _) => cause,
+        })
     }
 
     /// Readable once the run is ending.
@@ -95,5 +119,19 @@ mod tests {
         control.finish(Cause::Exit(0));
         assert!(control.stopping());
         assert_eq!(control.cause(), Some(Cause::Timeout));
+    }
+
+    #[test]
+    fn a_reset_after_a_panic_is_the_panics() {
+        let control = Control::new().unwrap();
+        control.panicked("first".into());
+        control.panicked("second".into());
+        assert_eq!(control.cause(), None);
+        control.finish(Cause::Reset);
+        assert_eq!(control.cause(), Some(Cause::Panic("first".into())));
+        let control = Control::new().unwrap();
+        control.panicked("first".into());
+        control.finish(Cause::PowerOff);
+        assert_eq!(control.cause(), Some(Cause::PowerOff));
     }
 }

@@ -4,6 +4,7 @@ pub mod absent;
 pub mod console;
 pub mod control;
 pub mod ioapic;
+pub mod last_words;
 pub mod pci;
 pub mod ports;
 pub mod serial;

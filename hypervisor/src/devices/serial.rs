@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::console::Console;
 use super::status_page::StatusPage;
+use crate::marks::Label;
 
 /// How many registers there are.
 const REGISTERS: u8 = 8;
@@ -221,6 +222,11 @@ impl Com1 {
             return Vec::new();
         }
         state.in_buffer
+    }
+
+    /// What has been seen on the console since this was asked last.
+    pub fn take_seen(&mut self) -> Vec<Label> {
+        self.uart.writer_mut().take_seen()
     }
 
     /// Writes out what the console holds back.

@@ -7,11 +7,12 @@
 //! excess on one does not hide a residual on another.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use exit_abi::leaf::flags;
 use exit_abi::reason::{COUNT, Edition, Reason};
 
+use super::culprits::{Lost, Registry, Site, Tally};
 use super::hypercall::Mechanism;
 use super::ledger::{Ledger, RowCopy};
 use super::source::kernel::slots::{self, SLOTS};
@@ -19,7 +20,9 @@ use super::source::{Sample, Source, SourceKind};
 use super::sparse::Sparse;
 use crate::profile::figures::merged;
 use crate::profile::fixed::driver;
-use crate::profile::{Accounts, Ask, CodeAccount, EventAccount, Histogram, KvmKind, ReasonAccount};
+use crate::profile::{
+    Accounts, Ask, CodeAccount, Culprit, EventAccount, Histogram, KvmKind, ReasonAccount,
+};
 
 /// One vCPU's ledger and the sources that speak of it.
 pub struct VcpuBook {
@@ -30,8 +33,9 @@ pub struct VcpuBook {
 }
 
 impl VcpuBook {
-    fn asks(&self) -> Option<Asks> {
-        self.sources.iter().find_map(|source| source.asks())
+    fn culprits(&self) -> Vec<(Site, Tally)> {
+        let told = self.sources.iter().find_map(|source| source.culprits());
+        told.unwrap_or_default()
     }
 }
 
@@ -301,6 +305,8 @@ impl Figures {
                 .collect(),
             asks: asks.list.clone(),
             asks_dropped: asks.dropped,
+            culprits: asks.culprits.clone(),
+            culprit_cycles: Vec::new(),
         }
     }
 }
@@ -320,15 +326,21 @@ pub struct Asks {
     pub list: Vec<Ask>,
     /// Accesses for which there was no room.
     pub dropped: u64,
+    /// Exits by the number of who caused them.
+    pub culprits: Vec<u64>,
 }
 
 impl Asks {
-    /// Those of several vCPUs together.
-    fn sum(of: impl Iterator<Item = Self>) -> Self {
+    /// What the causes of exits tell of it, whoever they are.
+    fn of(seen: &[(Site, Tally)]) -> Self {
         let mut sum = Self::default();
-        for asks in of {
-            sum.list.extend(asks.list);
-            sum.dropped = sum.dropped.saturating_add(asks.dropped);
+        for (site, tally) in seen {
+            if let Some((kind, index)) = site.ask {
+                let count = tally.exits;
+                sum.list.push(Ask { kind, index, count });
+            } else if site.lost == Some(Lost::NoRoom) {
+                sum.dropped = sum.dropped.saturating_add(tally.exits);
+            }
         }
         sum.list.sort_unstable();
         sum.list.dedup_by(|later, kept| {
@@ -374,6 +386,7 @@ pub struct Books {
     vcpus: Vec<VcpuBook>,
     kvm: KvmKind,
     hypercalls: Mechanism,
+    registry: Mutex<Registry>,
 }
 
 impl Books {
@@ -383,6 +396,7 @@ impl Books {
             vcpus,
             kvm,
             hypercalls: Mechanism::Gate,
+            registry: Mutex::default(),
         }
     }
 
@@ -536,11 +550,38 @@ impl Books {
         }
     }
 
-    /// What was asked for, as far as a source keeps it.
+    /// What was asked for and by whom, as far as a source keeps it.
     pub fn asks(&self) -> Asks {
-        let mut all = Asks::sum(self.vcpus.iter().filter_map(VcpuBook::asks));
+        let mut seen = Vec::new();
+        for book in &self.vcpus {
+            seen.extend(book.culprits());
+        }
+        let mut all = Asks::of(&seen);
         all.shorten(ASKS_MOST);
+        let mut tallies = Vec::new();
+        self.registry().add(&mut tallies, seen);
+        all.culprits = tallies.iter().map(|tally: &Tally| tally.exits).collect();
         all
+    }
+
+    /// Who caused exits, in the order of their numbers; and their cycles, all vCPUs together.
+    pub fn culprits(&self) -> (Vec<Culprit>, Vec<u64>) {
+        let mut registry = self.registry();
+        let mut tallies: Vec<Tally> = Vec::new();
+        for book in &self.vcpus {
+            registry.add(&mut tallies, book.culprits());
+        }
+        let mut cycles: Vec<u64> = tallies.iter().map(|tally| tally.cycles).collect();
+        let used = cycles
+            .iter()
+            .rposition(|&n| n > 0)
+            .map_or(0, |last| last + 1);
+        cycles.truncate(used);
+        (registry.culprits(), cycles)
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// How long exits took, per reason, all vCPUs together.
@@ -551,7 +592,9 @@ impl Books {
 
     /// The same of one vCPU.
     pub fn vcpu_asks(&self, index: usize) -> Asks {
-        self.vcpus[index].asks().unwrap_or_default()
+        let mut asks = Asks::of(&self.vcpus[index].culprits());
+        asks.shorten(ASKS_MOST);
+        asks
     }
 
     /// Whether every exit of this reason is counted, on every vCPU.
@@ -798,20 +841,35 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_adds_up() {
+        let msr = |index, rip, exits| {
+            let site = Site {
+                ask: Some((crate::profile::AskKind::MsrWrite, index)),
+                rip,
+                ..Site::of(Some(32))
+            };
+            (site, Tally { exits, cycles: 0 })
+        };
+        let lost = |lost, exits| {
+            let site = Site {
+                lost: Some(lost),
+                ..Site::of(Some(32))
+            };
+            (site, Tally { exits, cycles: 0 })
+        };
+        let seen = [
+            msr(0x6E0, Some(0x1000), 5),
+            msr(0x80B, None, 3),
+            msr(0x6E0, Some(0x2000), 2),
+            msr(0x10, Some(0x1000), 1),
+            lost(Lost::NoRoom, 3),
+            lost(Lost::NotTold, 4),
+        ];
+        let all = Asks::of(&seen);
         let ask = |index, count| Ask {
             kind: crate::profile::AskKind::MsrWrite,
             index,
             count,
         };
-        let one = Asks {
-            list: vec![ask(0x10, 1), ask(0x6E0, 5)],
-            dropped: 1,
-        };
-        let other = Asks {
-            list: vec![ask(0x6E0, 2), ask(0x80B, 3)],
-            dropped: 2,
-        };
-        let all = Asks::sum([one, other].into_iter());
         assert_eq!(all.list, [ask(0x10, 1), ask(0x6E0, 7), ask(0x80B, 3)]);
         assert_eq!(all.dropped, 3);
     }
@@ -826,6 +884,7 @@ mod tests {
         let mut asks = Asks {
             list: vec![ask(0x10, 1), ask(0x20, 9), ask(0x30, 4), ask(0x6E0, 2)],
             dropped: 1,
+            culprits: Vec::new(),
         };
         asks.shorten(4);
         assert_eq!((asks.list.len(), asks.dropped), (4, 1));

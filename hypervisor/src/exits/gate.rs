@@ -6,7 +6,7 @@
 //! cannot wait for each other.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use exit_abi::gate::{Outcome, SLOTS};
 use exit_abi::leaf;
@@ -27,6 +27,8 @@ pub enum GateKind {
     Cpuid,
     /// `vmcall` or `vmmcall`.
     Hypercall,
+    /// Any: nothing is answered, it is a milestone of ours.
+    Milestone,
 }
 
 impl GateKind {
@@ -35,6 +37,7 @@ impl GateKind {
         match self {
             Self::Cpuid => 2,
             Self::Hypercall => 3,
+            Self::Milestone => 0,
         }
     }
 
@@ -45,6 +48,7 @@ impl GateKind {
             Self::Hypercall => {
                 bytes.starts_with(&[0x0F, 0x01, 0xC1]) || bytes.starts_with(&[0x0F, 0x01, 0xD9])
             }
+            Self::Milestone => false,
         }
     }
 }
@@ -87,9 +91,25 @@ struct Registered {
     slots: Slots,
     /// Addresses of hypercalls that reach the VMM without a breakpoint.
     unarmed: Vec<u64>,
+    /// Addresses of milestones of ours, the first the most wanted: they get what slots are left.
+    marks: Vec<u64>,
 }
 
 impl Registered {
+    /// What is armed: the gates where they are, milestones in between.
+    fn armed(&self) -> Slots {
+        let mut slots = self.slots;
+        let is_free = |address: &&u64| !self.slots.iter().flatten().any(|g| g.address == **address);
+        let mut marks = self.marks.iter().filter(is_free);
+        for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
+            *slot = marks.next().map(|&address| Gate {
+                address,
+                kind: GateKind::Milestone,
+            });
+        }
+        slots
+    }
+
     fn has(&self, address: u64) -> bool {
         let armed = self.slots.iter().flatten().any(|g| g.address == address);
         armed || self.unarmed.contains(&address)
@@ -109,6 +129,8 @@ pub struct Gates {
     foreign: AtomicU64,
     /// Most gates at once.
     armed: AtomicU64,
+    /// Milestones were wanted when there was no slot left for one.
+    crowded: AtomicBool,
 }
 
 /// The generation of a vCPU that will not run again.
@@ -126,6 +148,7 @@ impl Gates {
             stepped: AtomicU64::new(0),
             foreign: AtomicU64::new(0),
             armed: AtomicU64::new(0),
+            crowded: AtomicBool::new(false),
         }
     }
 
@@ -150,7 +173,32 @@ impl Gates {
         *free = Some(gate);
         let armed = slots.iter().flatten().count() as u64;
         self.armed.fetch_max(armed, Ordering::Relaxed);
+        self.note_crowding(&registered);
         Ok(self.generation.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+
+    /// Tells which milestones of ours are wanted, the first the most: gates come first, whenever they
+    /// come, and milestones take the slots that are left. The new generation must reach every vCPU, if
+    /// there is one.
+    pub fn want(&self, marks: impl FnOnce() -> Vec<u64>) -> Option<u64> {
+        let mut registered = self.registered();
+        let before = registered.armed();
+        registered.marks = marks();
+        self.note_crowding(&registered);
+        let changed = registered.armed() != before;
+        changed.then(|| self.generation.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+
+    fn note_crowding(&self, registered: &Registered) {
+        let full = registered.slots.iter().all(Option::is_some);
+        if full && !registered.marks.is_empty() {
+            self.crowded.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether gates have left no slot for a milestone that was wanted.
+    pub fn crowded(&self) -> bool {
+        self.crowded.load(Ordering::Relaxed)
     }
 
     /// Remembers a gate whose hypercall KVM passes on by itself. Nothing is armed, so nothing must
@@ -190,7 +238,7 @@ impl Gates {
     /// The table and its generation, as one.
     pub fn read(&self) -> (Slots, u64) {
         let registered = self.registered();
-        (registered.slots, self.generation.load(Ordering::Acquire))
+        (registered.armed(), self.generation.load(Ordering::Acquire))
     }
 
     /// The current generation: all that the run loop looks at.
@@ -438,6 +486,30 @@ mod tests {
         gates.acknowledge(1, generation);
         gates.gone(2);
         assert_eq!(gates.behind(generation).collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn milestones_take_the_slots_that_gates_leave() {
+        let gates = Gates::new(1);
+        let armed = |gates: &Gates| gates.read().0.map(|s| s.map(|g| g.address));
+        gates.register(gate(0x1000)).unwrap();
+        let marks = vec![0xA, 0x1000, 0xB, 0xC, 0xD];
+        assert_eq!(gates.want(|| marks.clone()), Some(2));
+        assert_eq!(
+            armed(&gates),
+            [Some(0x1000), Some(0xA), Some(0xB), Some(0xC)]
+        );
+        assert_eq!(gates.want(|| marks), None, "the same");
+        for address in [0x2000, 0x3000, 0x4000] {
+            assert!(!gates.crowded());
+            gates.register(gate(address)).unwrap();
+        }
+        assert!(gates.crowded());
+        assert_eq!(armed(&gates)[3], Some(0x4000));
+        assert_eq!(gates.register(gate(0x5000)), Err(Outcome::Full));
+        gates.withdraw(0x2000).unwrap();
+        assert_eq!(armed(&gates)[1], Some(0xA), "back again");
+        assert_eq!(gates.figures().armed, 4, "gates alone");
     }
 
     #[test]

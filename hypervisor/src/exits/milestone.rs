@@ -1,12 +1,15 @@
 //! Milestones: snapshots of the books, taken when the guest says where it is.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use exit_abi::milestone::{self, NAME_MAX};
 
 use super::books::{Asks, Figures};
-use crate::profile::{KvmKind, Milestone};
+use crate::marks::Label;
+use crate::profile::{KvmKind, Milestone, MilestoneKind, Missed};
 
 /// Most snapshots that one run keeps: a guest may write a million milestones.
 pub const ROOM: usize = 1000;
@@ -14,6 +17,9 @@ pub const ROOM: usize = 1000;
 /// How much of what was asked for all snapshots of a run keep together: a guest that asks for
 /// everything would make a profile too large to be read. Later ones keep what time drives.
 const ROOM_FOR_ASKS: usize = 150_000;
+
+/// How many counts of those who caused exits all snapshots of a run keep together.
+const ROOM_FOR_CULPRITS: usize = 500_000;
 
 /// A name that the guest is spelling for its next milestone: bounded, printable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,10 +66,73 @@ pub struct Clocks {
     pub nanos: u64,
 }
 
+/// What has been reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The VM has started.
+    Reset,
+    /// What the guest wrote to its port.
+    Guest {
+        /// The number.
+        number: u32,
+        /// The name that it spelled before.
+        name: Name,
+    },
+    /// What we have noticed ourselves.
+    Noticed(Label),
+}
+
+impl Event {
+    fn number(&self) -> u32 {
+        match self {
+            Self::Reset => milestone::RESET,
+            Self::Guest { number, .. } => *number,
+            Self::Noticed(_) => 0,
+        }
+    }
+
+    fn kind(&self) -> MilestoneKind {
+        match self {
+            Self::Reset => MilestoneKind::Reset,
+            Self::Guest { .. } => MilestoneKind::Port,
+            Self::Noticed(label) => label.kind,
+        }
+    }
+}
+
+/// A milestone that somebody waits for.
+#[derive(Debug)]
+pub struct Awaited {
+    name: String,
+    /// Any of this kind, whatever its name.
+    kind: Option<MilestoneKind>,
+    /// The run ends there.
+    ends: bool,
+    reached: AtomicBool,
+}
+
+impl Awaited {
+    /// One of this name, or any of a kind.
+    pub fn new(name: String, kind: Option<MilestoneKind>, ends: bool) -> Self {
+        Self {
+            name,
+            kind,
+            ends,
+            reached: AtomicBool::new(false),
+        }
+    }
+
+    fn is_it(&self, event: &Event, name: &str) -> bool {
+        match self.kind {
+            Some(kind) => event.kind() == kind,
+            None => self.name == name,
+        }
+    }
+}
+
 /// A snapshot.
 struct Snapshot {
-    number: u32,
-    name: Name,
+    event: Event,
     vcpu: u32,
     clocks: Clocks,
     figures: Figures,
@@ -75,45 +144,59 @@ struct Inner {
     snapshots: Vec<Snapshot>,
     /// Room that is left of [`ROOM_FOR_ASKS`].
     room_for_asks: usize,
+    /// Room that is left of [`ROOM_FOR_CULPRITS`].
+    room_for_culprits: usize,
     dropped: u64,
 }
 
 /// The turn to take one snapshot.
-pub struct Turn<'a>(MutexGuard<'a, Inner>);
+pub struct Turn<'a> {
+    inner: MutexGuard<'a, Inner>,
+    milestones: &'a Milestones,
+}
 
 impl Turn<'_> {
     /// Whether there is no room any more: nothing needs to be read.
     pub fn is_full(&self) -> bool {
-        self.0.snapshots.len() >= ROOM
+        self.inner.snapshots.len() >= ROOM
     }
 
-    /// Keeps a snapshot, or counts that there was no room for it.
+    /// Keeps a snapshot, or counts that there was no room for it. Answers the name if the run is to end
+    /// here.
     pub fn record(
         mut self,
-        number: u32,
-        name: Name,
+        event: Event,
         vcpu: u32,
         clocks: Clocks,
         figures: &Figures,
         mut asks: Asks,
-    ) {
+    ) -> Option<String> {
+        let ends = self.milestones.awaits(&event);
         if !self.is_full() {
-            if asks.list.len() > self.0.room_for_asks {
+            if asks.list.len() > self.inner.room_for_asks {
                 asks.shorten(0);
             }
-            self.0.room_for_asks = self.0.room_for_asks.saturating_sub(asks.list.len());
+            self.inner.room_for_asks = self.inner.room_for_asks.saturating_sub(asks.list.len());
+            match self
+                .inner
+                .room_for_culprits
+                .checked_sub(asks.culprits.len())
+            {
+                Some(left) => self.inner.room_for_culprits = left,
+                None => asks.culprits = Vec::new(),
+            }
             let figures = figures.clone();
-            self.0.snapshots.push(Snapshot {
-                number,
-                name,
+            self.inner.snapshots.push(Snapshot {
+                event,
                 vcpu,
                 clocks,
                 figures,
                 asks,
             });
         } else {
-            self.0.dropped += 1;
+            self.inner.dropped += 1;
         }
+        ends
     }
 }
 
@@ -122,6 +205,7 @@ pub struct Milestones {
     inner: Mutex<Inner>,
     /// Names that the image's notes give to numbers.
     noted: BTreeMap<u32, String>,
+    awaited: Vec<Awaited>,
 }
 
 impl Milestones {
@@ -130,35 +214,74 @@ impl Milestones {
         let inner = Inner {
             snapshots: Vec::with_capacity(ROOM),
             room_for_asks: ROOM_FOR_ASKS,
+            room_for_culprits: ROOM_FOR_CULPRITS,
             dropped: 0,
         };
         Self {
             inner: Mutex::new(inner),
             noted,
+            awaited: Vec::new(),
         }
+    }
+
+    /// The same, for who waits for these.
+    pub fn awaiting(self, awaited: Vec<Awaited>) -> Self {
+        Self { awaited, ..self }
+    }
+
+    /// Notes that this has been reached; the name if the run is to end here.
+    fn awaits(&self, event: &Event) -> Option<String> {
+        if self.awaited.is_empty() {
+            return None;
+        }
+        let name = self.name(event);
+        let mut ends = None;
+        for awaited in self.awaited.iter().filter(|a| a.is_it(event, &name)) {
+            awaited.reached.store(true, Ordering::Relaxed);
+            if awaited.ends {
+                ends = Some(name.clone().into_owned());
+            }
+        }
+        ends
+    }
+
+    /// What somebody waited for in vain.
+    pub fn missed(&self) -> Vec<Missed> {
+        let missed = self
+            .awaited
+            .iter()
+            .filter(|a| !a.reached.load(Ordering::Relaxed));
+        missed
+            .map(|awaited| Missed {
+                name: awaited.name.clone(),
+                why: "not reached".into(),
+            })
+            .collect()
     }
 
     /// Waits for the turn to take a snapshot: whoever reads the clocks and the books while holding
     /// it is recorded in the order in which they were read, whatever other vCPUs reach meanwhile.
     pub fn turn(&self) -> Turn<'_> {
-        Turn(self.inner.lock().unwrap_or_else(|e| e.into_inner()))
+        Turn {
+            inner: self.inner.lock().unwrap_or_else(|e| e.into_inner()),
+            milestones: self,
+        }
     }
 
-    /// The name of a snapshot: what the guest spelled, what its image noted, what the interface
-    /// defines, or its number.
-    fn name(&self, snapshot: &Snapshot) -> String {
-        if let Some(name) = snapshot.name.as_str() {
-            return name.to_owned();
-        }
-        if let Some(name) = self.noted.get(&snapshot.number) {
-            return name.clone();
-        }
-        match milestone::name(snapshot.number) {
-            Some(name) => name.to_owned(),
-            None if snapshot.number < milestone::FIRST_OWN => {
-                format!("undefined {}", snapshot.number)
-            }
-            None => format!("unnamed {:#x}", snapshot.number),
+    /// The name of what was reached: ours, what the guest spelled, what its image noted, what the
+    /// interface defines, or its number.
+    fn name<'a>(&'a self, event: &'a Event) -> Cow<'a, str> {
+        let number = event.number();
+        let spelled = match event {
+            Event::Noticed(label) => return Cow::Borrowed(&label.name),
+            Event::Reset => None,
+            Event::Guest { name, .. } => name.as_str(),
+        };
+        let known = spelled.or_else(|| self.noted.get(&number).map(String::as_str));
+        match known.or_else(|| milestone::name(number)) {
+            Some(name) => name.into(),
+            None if number < milestone::FIRST_OWN => format!("undefined {number}").into(),
+            None => format!("unnamed {number:#x}").into(),
         }
     }
 
@@ -169,8 +292,13 @@ impl Milestones {
             .snapshots
             .iter()
             .map(|s| Milestone {
-                number: s.number,
-                name: self.name(s),
+                number: s.event.number(),
+                name: self.name(&s.event).into_owned(),
+                kind: Some(s.event.kind()),
+                at: match &s.event {
+                    Event::Noticed(Label { at: Some(at), .. }) => Some(at.to_string()),
+                    _ => None,
+                },
                 vcpu: s.vcpu,
                 tsc: s.clocks.tsc,
                 nanos: s.clocks.nanos,
@@ -213,10 +341,14 @@ mod tests {
                 .map(|port| ask(PortOut, port))
                 .collect();
             list.insert(0, ask(MsrWrite, 0x6E0));
-            let asks = Asks { list, dropped: 1 };
+            let asks = Asks {
+                list,
+                dropped: 1,
+                culprits: vec![2; 150_000],
+            };
             let figures = Figures::default();
             let turn = milestones.turn();
-            turn.record(1, Name::default(), 0, Clocks::default(), &figures, asks);
+            turn.record(Event::Reset, 0, Clocks::default(), &figures, asks);
         }
         let (taken, _) = milestones.finish(KvmKind::Amd);
         let kept: Vec<_> = taken
@@ -242,8 +374,7 @@ mod tests {
             (77, Name::default()),
         ] {
             milestones.turn().record(
-                number,
-                name,
+                Event::Guest { number, name },
                 0,
                 Clocks::default(),
                 &figures,
@@ -267,8 +398,10 @@ mod tests {
         let milestones = Milestones::new(BTreeMap::new());
         for n in 0..ROOM as u32 + 5 {
             milestones.turn().record(
-                n,
-                Name::default(),
+                Event::Guest {
+                    number: n,
+                    name: Name::default(),
+                },
                 0,
                 Clocks::default(),
                 &Figures::default(),
@@ -277,5 +410,42 @@ mod tests {
         }
         let (kept, dropped) = milestones.finish(KvmKind::Amd);
         assert_eq!((kept.len(), dropped), (ROOM, 5));
+    }
+
+    #[test]
+    fn who_waits_is_told() {
+        let awaited = |name: &str, kind, ends| Awaited::new(name.to_owned(), kind, ends);
+        let milestones = Milestones::new(BTreeMap::new()).awaiting(vec![
+            awaited("done", None, true),
+            awaited("login:", None, false),
+            awaited("port", Some(MilestoneKind::Port), false),
+        ]);
+        let record = |event| {
+            let (clocks, figures) = (Clocks::default(), Figures::default());
+            milestones
+                .turn()
+                .record(event, 0, clocks, &figures, Asks::default())
+        };
+        let label = |name| Event::Noticed(Label::new(name, MilestoneKind::Console));
+        assert_eq!(record(Event::Reset), None);
+        let missed = || {
+            milestones
+                .missed()
+                .into_iter()
+                .map(|m| m.name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(missed(), ["done", "login:", "port"]);
+        assert_eq!(record(label("login:")), None);
+        let name = Name::default();
+        assert_eq!(
+            record(Event::Guest { number: 13, name }).as_deref(),
+            Some("done")
+        );
+        assert_eq!(missed(), Vec::<String>::new());
+        let (taken, _) = milestones.finish(KvmKind::Amd);
+        let kinds: Vec<_> = taken.iter().filter_map(|m| m.kind).collect();
+        use MilestoneKind::{Console, Port, Reset};
+        assert_eq!(kinds, [Reset, Console, Port]);
     }
 }

@@ -1,6 +1,7 @@
 //! Exits: where they are counted, what they are called, who asks.
 
 pub mod books;
+pub mod culprits;
 pub mod gate;
 pub mod hypercall;
 pub mod ledger;

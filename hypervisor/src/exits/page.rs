@@ -410,6 +410,7 @@ mod tests {
         let options = |kvm, level| Options {
             level,
             kvm,
+            memory: 0,
             vcpus: 3,
             tracefs: None,
         };

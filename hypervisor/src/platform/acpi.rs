@@ -158,10 +158,10 @@ pub fn tables(cpus: u32, irqchip: Kind, com1: Registers) -> Result<Tables, Platf
     let xsdt = place_at(xsdt_at, "xsdt.dat", &xsdt(&[facp_at, apic.address]).0);
     let rsdp = place_at(rsdp_at, "rsdp.dat", &Rsdp::new(OEM, xsdt_at));
     let end = dsdt.address + dsdt.bytes.len() as u64;
-    if end > layout::HIGH_START {
+    if end > layout::BIOS_RESET {
         return Err(PlatformError::AcpiTooLarge {
             bytes: end - layout::ACPI,
-            room: layout::HIGH_START - layout::ACPI,
+            room: layout::BIOS_RESET - layout::ACPI,
         });
     }
     Ok(Tables {

@@ -10,6 +10,7 @@ use crate::layout;
 use crate::memory::Memory;
 
 pub mod acpi;
+mod bios;
 pub mod cpuid;
 pub mod dump;
 pub mod fdt;
@@ -95,6 +96,9 @@ pub fn describe(memory: &Memory, machine: &Machine<'_>) -> Result<Described, Pla
             .write_slice(&table.bytes, GuestAddress(table.address))
             .map_err(|e| PlatformError::Place("ACPI tables", e))?;
     }
+    memory
+        .write_slice(&bios::RESET, GuestAddress(layout::BIOS_RESET))
+        .map_err(|e| PlatformError::Place("code that resets", e))?;
     let tree = fdt::tree(machine)?;
     memory
         .write_slice(&tree, GuestAddress(layout::DEVICE_TREE))

@@ -25,7 +25,7 @@ impl Accounts {
 
     /// What was asked for since an earlier snapshot, most frequent first.
     pub fn new_asks(&self, earlier: &Self) -> Vec<Ask> {
-        let then: BTreeMap<(AskKind, u32), u64> = earlier
+        let then: BTreeMap<(AskKind, u64), u64> = earlier
             .asks
             .iter()
             .map(|a| ((a.kind, a.index), a.count))
@@ -85,7 +85,7 @@ mod tests {
     fn differences_add_up() {
         let profile = fixtures::emulated();
         let steps = profile.steps();
-        let mut sum = BTreeMap::<(AskKind, u32), u64>::new();
+        let mut sum = BTreeMap::<(AskKind, u64), u64>::new();
         let mut before = &Accounts::default();
         let mut events = 0;
         for step in &steps {

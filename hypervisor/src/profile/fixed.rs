@@ -55,7 +55,7 @@ const REASONS: [(Driver, u8); 4] = [
 
 /// Those of one reason that are told apart by what they ask for. MSRs: SDM vol. 4, table 2-2;
 /// ports: 8259A at 0x20 and 0xA0, 8254 at 0x40, as the PC/AT has them.
-const ASKS: [(Driver, Reason, AskKind, &[u32]); 4] = [
+const ASKS: [(Driver, Reason, AskKind, &[u64]); 4] = [
     (
         Driver::TscDeadline,
         Reason::WRMSR,
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn ask(kind: AskKind, index: u32, count: u64) -> Ask {
+    fn ask(kind: AskKind, index: u64, count: u64) -> Ask {
         Ask { kind, index, count }
     }
 

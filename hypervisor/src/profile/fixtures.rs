@@ -4,6 +4,7 @@ use super::figures::{EMULATED_EVENTS, KERNEL_LEDGER, KVM_RUN, KVM_STATS};
 use super::*;
 use exit_abi::reason::{Edition, Reason};
 use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A reason's share of a step: reason, exits, the profiler's own of them, mean cycles (0 = not
 /// timed: known from KVM's statistics).
@@ -76,6 +77,8 @@ pub(crate) fn milestone(number: u32, name: &str, nanos: u64, accounts: Accounts)
     Milestone {
         number,
         name,
+        kind: None,
+        at: None,
         vcpu: 0,
         tsc: nanos * 5 / 2,
         nanos,
@@ -181,11 +184,13 @@ pub(crate) fn zero() -> Profile {
         },
         milestones: vec![milestone(1, "reset", 0, Accounts::default())],
         milestones_dropped: 0,
+        milestones_missed: Vec::new(),
         total: Accounts::default(),
         vcpus: vec![Accounts::default()],
         gates: GateFigures::default(),
         memory: None,
         histograms: Vec::new(),
+        culprits: Vec::new(),
         first_end: None,
         reboots: Vec::new(),
         reboots_dropped: 0,
@@ -308,11 +313,13 @@ pub(crate) fn reboots() -> Profile {
             end,
             milestones,
             milestones_dropped: 0,
+            milestones_missed: Vec::new(),
             vcpus: vec![total.clone()],
             total,
             gates: profile.gates.clone(),
             memory: profile.memory.clone(),
             histograms: Vec::new(),
+            culprits: Vec::new(),
         });
     }
     profile.end = ended(EndKind::PowerOff, "the guest powered off", 96_220_000);
@@ -320,7 +327,7 @@ pub(crate) fn reboots() -> Profile {
 }
 
 /// What is asked for in a step of a boot: its place, what, which, how often.
-type Asking = (usize, AskKind, u32, u64);
+type Asking = (usize, AskKind, u64, u64);
 
 /// Books what is asked for: in the snapshot of its step, in all later ones, and in the total.
 fn asking(profile: &mut Profile, asked: &[Asking]) {
@@ -680,6 +687,205 @@ pub(crate) fn histograms() -> Profile {
     profile
 }
 
+/// [`ledger`] with who caused what, and symbols for some of it.
+pub(crate) fn culprits() -> Profile {
+    let mut profile = ledger();
+    let culprit = |reason: u8, ask: Option<(AskKind, u64)>, rip: u64, symbol: &str| Culprit {
+        reason: Some(reason),
+        kind: ask.map(|(kind, _)| kind),
+        index: ask.map(|(_, index)| index),
+        rip: (rip > 0).then_some(rip),
+        symbol: (!symbol.is_empty()).then(|| symbol.to_owned()),
+        lost: None,
+    };
+    let lost = |reason: u8, lost| Culprit {
+        reason: Some(reason),
+        lost: Some(lost),
+        ..Culprit::default()
+    };
+    use AskKind::{Cpuid, CrWrite, Exception, MsrWrite, Page, PortIn, PortOut, Ram};
+    // Who, and out of how many exits of its reason how many are its: the last of a reason has the rest.
+    const TEXT: u64 = 0xFFFF_FFFF_8100_0000;
+    let shares = [
+        (culprit(0, Some((Exception, 1)), 0x10_2000, ""), 1, 2),
+        (culprit(0, Some((Exception, 14)), 0x10_3000, ""), 1, 1),
+        (culprit(1, None, 0, ""), 1, 1),
+        (culprit(7, None, 0, ""), 1, 1),
+        (
+            culprit(10, Some((Cpuid, 0)), TEXT + 0x40, "native_cpuid+0x1f"),
+            1,
+            2,
+        ),
+        (culprit(10, Some((Cpuid, 0x4FFF_FFFF)), 0x40_1000, ""), 1, 4),
+        (
+            culprit(10, Some((Cpuid, 0xD)), TEXT + 0x40, "native_cpuid+0x1f"),
+            1,
+            1,
+        ),
+        (culprit(12, None, TEXT + 0x80, "native_safe_halt+0x8"), 1, 1),
+        (
+            culprit(28, Some((CrWrite, 0)), 0x10_0040, "start+0x40"),
+            1,
+            2,
+        ),
+        (
+            culprit(28, Some((CrWrite, 4)), 0x10_0050, "start+0x50"),
+            1,
+            1,
+        ),
+        (culprit(29, None, TEXT + 0x99, ""), 1, 1),
+        (
+            culprit(
+                30,
+                Some((PortOut, 0x3F8)),
+                TEXT + 0x100,
+                "io_serial_out+0x16",
+            ),
+            1,
+            4,
+        ),
+        (
+            culprit(30, Some((PortIn, 0x3FD)), TEXT + 0x120, "io_serial_in+0x14"),
+            1,
+            4,
+        ),
+        (culprit(30, Some((PortOut, 0xE1C)), 0x10_4000, ""), 1, 6),
+        (culprit(30, Some((PortOut, 0xE00)), 0x10_4100, ""), 1, 12),
+        (
+            culprit(
+                30,
+                Some((PortOut, 0x80)),
+                TEXT + 0x130,
+                "native_io_delay+0x2",
+            ),
+            1,
+            12,
+        ),
+        (
+            culprit(
+                30,
+                Some((PortOut, 0x80)),
+                TEXT + 0x1_0000,
+                "=cmd()\u{1b}[31m+0x1",
+            ),
+            1,
+            24,
+        ),
+        (lost(30, Lost::NoRoom), 1, 1),
+        (
+            culprit(
+                32,
+                Some((MsrWrite, 0x6E0)),
+                TEXT + 0x200,
+                "lapic_next_deadline+0x1c",
+            ),
+            1,
+            2,
+        ),
+        (
+            culprit(
+                32,
+                Some((MsrWrite, 0x6E0)),
+                TEXT + 0x290,
+                "lapic_timer_shutdown+0x21",
+            ),
+            1,
+            8,
+        ),
+        (
+            culprit(
+                32,
+                Some((MsrWrite, 0x80B)),
+                TEXT + 0x300,
+                "native_apic_msr_eoi+0xe",
+            ),
+            1,
+            4,
+        ),
+        (lost(32, Lost::NotTold), 1, 1),
+        (
+            culprit(
+                48,
+                Some((Ram, 0x20_0000)),
+                TEXT + 0x400,
+                "clear_page_erms+0x7",
+            ),
+            1,
+            2,
+        ),
+        (
+            culprit(
+                48,
+                Some((Ram, 0x120_0000)),
+                TEXT + 0x400,
+                "clear_page_erms+0x7",
+            ),
+            1,
+            4,
+        ),
+        (culprit(48, Some((Page, 0xE_0000)), 0x10_5000, ""), 1, 1),
+        (
+            culprit(
+                49,
+                Some((Page, 0xFEC0_0000)),
+                TEXT + 0x500,
+                "io_apic_read+0x12",
+            ),
+            1,
+            3,
+        ),
+        (
+            culprit(
+                49,
+                Some((Page, 0xFEE0_0000)),
+                TEXT + 0x520,
+                "native_apic_mem_write+0x3",
+            ),
+            1,
+            2,
+        ),
+        (culprit(49, Some((Page, 0xD000_0000)), 0x10_6000, ""), 1, 1),
+    ];
+    let known = |reason: u8| shares.iter().any(|(c, ..)| c.reason == Some(reason));
+    let others: BTreeSet<u8> = profile.total.reasons.iter().map(|r| r.reason).collect();
+    let others = others.into_iter().filter(|&reason| !known(reason));
+    let others = others.map(|reason| (culprit(reason, None, 0x10_7000, ""), 1, 1));
+    let shares: Vec<(Culprit, u64, u64)> = shares.iter().cloned().chain(others).collect();
+    // Step by step: what a step adds is shared out.
+    let mut counts = vec![0; shares.len()];
+    let mut before = BTreeMap::new();
+    let snapshots = profile.milestones.iter_mut().map(|m| &mut m.accounts);
+    for accounts in snapshots.chain([&mut profile.total]) {
+        let now = accounts.reasons.iter().map(|r| (Some(r.reason), r.exits));
+        let now: BTreeMap<Option<u8>, u64> = now.collect();
+        let mut left = now.clone();
+        for (reason, exits) in &mut left {
+            *exits -= before.get(reason).copied().unwrap_or(0);
+        }
+        let new = left.clone();
+        for (count, (culprit, part, whole)) in counts.iter_mut().zip(&shares) {
+            let of = new.get(&culprit.reason).copied().unwrap_or(0);
+            let left = left.entry(culprit.reason).or_default();
+            let n = if whole == part {
+                *left
+            } else {
+                of * part / whole
+            };
+            *left -= n;
+            *count += n;
+        }
+        before = now;
+        accounts.culprits.clone_from(&counts);
+        while accounts.culprits.last() == Some(&0) {
+            accounts.culprits.pop();
+        }
+    }
+    let cycles = profile.total.culprits.iter().zip(1..);
+    profile.total.culprit_cycles = cycles.map(|(exits, n)| exits * (900 + 137 * n)).collect();
+    profile.culprits = shares.into_iter().map(|(culprit, ..)| culprit).collect();
+    profile
+}
+
 /// A boot on Intel, counts only: KVM emulated at first without an exit, an entry failed, and an
 /// exit came that no table has.
 pub(crate) fn intel() -> Profile {
@@ -854,6 +1060,8 @@ pub(crate) fn huge() -> Profile {
     let late = Milestone {
         number: most as u32,
         name,
+        kind: None,
+        at: None,
         vcpu: u32::MAX,
         tsc: most,
         nanos: most,
@@ -886,6 +1094,7 @@ pub(crate) fn all() -> Vec<Profile> {
         reboots(),
         ledger(),
         histograms(),
+        culprits(),
         intel(),
         emulated(),
         huge(),
@@ -932,8 +1141,12 @@ prop_compose! {
             Just(AskKind::PortIn),
             Just(AskKind::PortOut),
             Just(AskKind::Cpuid),
+            Just(AskKind::Page),
+            Just(AskKind::Ram),
+            Just(AskKind::Exception),
+            Just(AskKind::CrWrite),
         ],
-        index in prop_oneof![any::<u32>(), Just(0x6E0), Just(0x20), 0u32..0x1_0000],
+        index in prop_oneof![any::<u64>(), Just(0x6E0), Just(0x20), 0u64..0x1_0000],
         count in figure(),
     ) -> Ask {
         Ask { kind, index, count }
@@ -962,6 +1175,7 @@ prop_compose! {
         codes in proptest::collection::vec(any_code(), 0..6),
         asks in proptest::collection::vec(any_ask(), 0..24),
         emulated in proptest::collection::vec(any_event(), 0..3),
+        culprits in proptest::collection::vec(figure(), 0..6),
     ) -> Accounts {
         let [total, residual, own_residual, other, excess, failed, ..] = figures;
         let [.., userspace, own_userspace, vmm_cycles, own_vmm_cycles, blocked_cycles, asks_dropped] = figures;
@@ -981,6 +1195,8 @@ prop_compose! {
             codes,
             asks,
             asks_dropped,
+            culprits,
+            culprit_cycles: Vec::new(),
             emulated,
         }
     }
@@ -994,7 +1210,7 @@ prop_compose! {
         nanos in figure(),
         accounts in any_accounts(),
     ) -> Milestone {
-        Milestone { number, name, vcpu, tsc: nanos, nanos, accounts }
+        Milestone { number, name, kind: None, at: None, vcpu, tsc: nanos, nanos, accounts }
     }
 }
 
@@ -1017,11 +1233,13 @@ prop_compose! {
             end,
             milestones,
             milestones_dropped: 0,
+            milestones_missed: Vec::new(),
             vcpus: vec![total.clone()],
             total,
             gates: GateFigures::default(),
             memory: None,
             histograms: Vec::new(),
+            culprits: Vec::new(),
         }
     }
 }
@@ -1041,6 +1259,7 @@ prop_compose! {
     ) -> Profile {
         let mut profile = ledger();
         profile.histograms = histograms;
+        profile.culprits = culprits().culprits;
         profile.sources[2].level = level;
         let mut strings = strings.into_iter();
         let mut next = || strings.next().unwrap_or_default();

@@ -5,7 +5,7 @@
 
 use super::durations::PLACES;
 use super::figures::KERNEL_LEDGER;
-use super::{Accounts, Ask, Histogram, Profile, SCHEMA, VERSION};
+use super::{Accounts, Ask, Culprit, Histogram, Profile, SCHEMA, VERSION};
 use crate::status;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -273,6 +273,14 @@ fn contradiction(profile: &Profile) -> Option<String> {
         all.chain(milestones)
             .map(move |accounts| (format!("reboot {n}"), accounts))
     });
+    let boots = std::iter::once((&profile.culprits, &profile.total, "the total".to_owned()));
+    let passes = profile.reboots.iter().zip(1..);
+    let passes = passes.map(|(pass, n)| (&pass.culprits, &pass.total, format!("reboot {n}")));
+    for (list, total, place) in boots.chain(passes) {
+        if let Some(what) = wrong_culprits(list, total) {
+            return Some(format!("{place}: {what}"));
+        }
+    }
     for (place, accounts) in total.chain(vcpus).chain(named).chain(reboots) {
         if let Some(what) = wrong(accounts) {
             return Some(format!("{place}: {what}"));
@@ -299,6 +307,31 @@ fn contradiction(profile: &Profile) -> Option<String> {
         .find_map(|(place, histograms)| {
             wrong_histograms(histograms).map(|what| format!("{place}the histograms: {what}"))
         })
+}
+
+/// Where a boot says who caused its exits, each is named once and counted, and those of a reason are not
+/// more than its exits.
+fn wrong_culprits(list: &[Culprit], total: &Accounts) -> Option<String> {
+    let (counts, names) = (total.culprits.len(), list.len());
+    if counts > names {
+        return Some(format!("{counts} culprits are counted, and {names} named"));
+    }
+    if total.culprit_cycles.len() > counts {
+        let cycles = total.culprit_cycles.len();
+        return Some(format!("{cycles} culprits have cycles, and {counts} exits"));
+    }
+    if let Some(half) = list.iter().find(|c| c.kind.is_some() != c.index.is_some()) {
+        return Some(format!("a culprit has half a key: {half:?}"));
+    }
+    let mut sums = BTreeMap::<Option<u8>, u128>::new();
+    for (culprit, &count) in list.iter().zip(&total.culprits) {
+        *sums.entry(culprit.reason).or_default() += u128::from(count);
+    }
+    sums.into_iter().find_map(|(reason, sum)| {
+        let exits = super::culprits::exits(total, reason);
+        let whose = reason.map_or("other".to_owned(), |n| format!("reason {n}"));
+        (sum > exits.into()).then(|| format!("{whose}: {sum} exits by culprit > {exits}"))
+    })
 }
 
 fn wrong_histograms(histograms: &[Histogram]) -> Option<String> {
@@ -453,7 +486,7 @@ mod tests {
     #[test]
     fn refusals() {
         let whole = json::render(&fixtures::software());
-        let newer = r#"{"schema":"exitvisor-profile","version":4,"shape":{"new":[]}}"#;
+        let newer = r#"{"schema":"exitvisor-profile","version":5,"shape":{"new":[]}}"#;
         let all = [
             refusal(b""),
             refusal(b" \n"),
@@ -494,6 +527,7 @@ mod tests {
     fn refusals_of_what_the_kernel_ledger_adds() {
         let traced = |change: fn(&mut Profile)| changed_from(fixtures::histograms(), change);
         let emulated = |change: fn(&mut Profile)| changed_from(fixtures::emulated(), change);
+        let culprits = |change: fn(&mut Profile)| changed_from(fixtures::culprits(), change);
         let all = [
             traced(|p| p.total.codes[0].exits += 1),
             traced(|p| p.total.codes[0].reason = Some(77)),
@@ -512,6 +546,10 @@ mod tests {
             emulated(|p| p.total.emulated[0].own = 10_000),
             emulated(|p| p.total.emulated.swap(0, 1)),
             emulated(|p| p.total.emulated[0].reason = 255),
+            culprits(|p| p.total.culprits.resize(99, 0)),
+            culprits(|p| p.total.culprit_cycles.push(1)),
+            culprits(|p| p.culprits[0].index = None),
+            culprits(|p| p.total.culprits[0] += 1),
         ];
         insta::assert_snapshot!(all.join("\n"));
     }

@@ -6,6 +6,7 @@
 pub mod ablation;
 mod asked;
 pub mod compare;
+pub mod culprits;
 pub mod deputy;
 pub mod durations;
 pub mod figures;
@@ -16,6 +17,7 @@ pub mod limit;
 pub mod load;
 pub mod paging;
 pub mod passes;
+pub mod questions;
 pub mod runs;
 pub mod save;
 pub mod split;
@@ -25,7 +27,7 @@ use serde::{Deserialize, Serialize};
 /// Value of [`Profile::schema`].
 pub const SCHEMA: &str = "exitvisor-profile";
 /// Version of the schema that this code writes, and the highest that it reads.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// One run, measured: its first boot, and those that followed it if the guest reset itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +53,9 @@ pub struct Profile {
     pub milestones: Vec<Milestone>,
     /// Milestones that were reached after the room for snapshots was used up.
     pub milestones_dropped: u64,
+    /// Milestones that were looked for in the first boot, and not reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub milestones_missed: Vec<Missed>,
     /// The accounts at the end of the first boot, all vCPUs together.
     pub total: Accounts,
     /// The same per vCPU.
@@ -67,6 +72,10 @@ pub struct Profile {
     /// How long exits took, per reason (`--ledger histogram`): the first boot, all vCPUs together.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub histograms: Vec<Histogram>,
+    /// Who caused the exits of the first boot: [`Accounts::culprits`] counts them in this order. Absent
+    /// before version 4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub culprits: Vec<Culprit>,
     /// How the first boot ended, if that was not the end of the run; else it is `end`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_end: Option<End>,
@@ -97,6 +106,9 @@ pub struct Pass {
     pub milestones: Vec<Milestone>,
     /// Milestones for which there was no room.
     pub milestones_dropped: u64,
+    /// Milestones that were looked for, and not reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub milestones_missed: Vec<Missed>,
     /// The accounts at its end, all vCPUs together.
     pub total: Accounts,
     /// The same per vCPU.
@@ -109,6 +121,9 @@ pub struct Pass {
     /// As of the first boot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub histograms: Vec<Histogram>,
+    /// As of the first boot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub culprits: Vec<Culprit>,
 }
 
 /// The program that wrote a profile.
@@ -179,7 +194,7 @@ pub struct Machine {
     pub leaves: [u32; 4],
     /// Edition of the SDM table: `current` or `2020`.
     pub sdm: String,
-    /// How the kernel was entered: `PVH`, `PVH via firmware`.
+    /// How the kernel was entered: `PVH`, `Linux 64-bit`; `… via firmware`.
     pub boot: String,
     /// How hypercalls reached the VMM: `xen` (KVM passed every one on, as KVM_EXIT_XEN) or `gate`
     /// (a breakpoint on the instruction); absent before version 3.
@@ -252,6 +267,8 @@ pub enum EndKind {
     PowerOff,
     /// The guest reset the machine.
     Reset,
+    /// The milestone was reached that was to end it.
+    Milestone,
     /// The guest reset the machine more often than it may.
     ResetLimit,
     /// Triple fault.
@@ -274,6 +291,12 @@ pub struct Milestone {
     pub number: u32,
     /// Its name.
     pub name: String,
+    /// How it was noticed; absent before version 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<MilestoneKind>,
+    /// The symbol at which it was, if it was at one and that is not its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
     /// The vCPU that reached it.
     pub vcpu: u32,
     /// TSC cycles since the VM started.
@@ -282,6 +305,32 @@ pub struct Milestone {
     pub nanos: u64,
     /// The accounts, cumulative, all vCPUs together.
     pub accounts: Accounts,
+}
+
+/// How a milestone was noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MilestoneKind {
+    /// The VM started.
+    Reset,
+    /// The guest wrote to its milestone port.
+    Port,
+    /// An execute breakpoint.
+    Breakpoint,
+    /// What the guest wrote to its console.
+    Console,
+    /// A CPUID of the guest's.
+    Cpuid,
+}
+
+/// A milestone that was looked for, and not reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Missed {
+    /// Its name.
+    pub name: String,
+    /// One line for people.
+    pub why: String,
 }
 
 /// Exits and cycles, cumulative since the VM started.
@@ -326,13 +375,20 @@ pub struct Accounts {
     /// by their place in the ledger; also the codes without a reason, which add up to `other`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub codes: Vec<CodeAccount>,
-    /// What was asked for: MSRs and ports (kernel ledger), CPUID leaves too (emulated events).
-    /// Ordered by kind, then by number.
+    /// What was asked for: MSRs, ports, leaves, pages (kernel ledger; before version 4 MSRs and ports,
+    /// of emulated events leaves too). Ordered by kind, then by number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asks: Vec<Ask>,
     /// Accesses for which `asks` had no room.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub asks_dropped: u64,
+    /// Exits by who caused them, in the order of [`Profile::culprits`]; what is not there is 0. All
+    /// vCPUs together: absent in those of one vCPU.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub culprits: Vec<u64>,
+    /// Their TSC cycles from exit to next entry, so far as they are timed: in the total alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub culprit_cycles: Vec<u64>,
     /// What KVM emulated, where hardware exits cannot be traced (software KVM): events, not exits,
     /// and in no sum of exits. By reason; only those that are not zero.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -358,7 +414,7 @@ pub struct CodeAccount {
 }
 
 /// What is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AskKind {
     /// RDMSR of this index.
@@ -371,18 +427,66 @@ pub enum AskKind {
     PortOut,
     /// CPUID with this EAX.
     Cpuid,
+    /// An access to the guest-physical page of 4 KiB at this address: a device's, or nobody's.
+    Page,
+    /// The same to RAM: the 2 MiB at this address.
+    Ram,
+    /// An exception with this vector.
+    Exception,
+    /// An interrupt of the host's with this vector (where the processor tells it: VMX).
+    Interrupt,
+    /// A read of this control register.
+    CrRead,
+    /// A write of this control register.
+    CrWrite,
 }
 
-/// Accesses to one MSR, port or leaf.
+/// Accesses to one MSR, port, leaf or page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ask {
     /// What is asked for.
     pub kind: AskKind,
     /// Which.
-    pub index: u32,
+    pub index: u64,
     /// How often, the profiler's own included.
     pub count: u64,
+}
+
+/// Who caused exits: what they were for, and where in the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Culprit {
+    /// The basic exit reason; absent for codes that have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<u8>,
+    /// What was asked for; absent where the reason has no such thing, or it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AskKind>,
+    /// Which: there if `kind` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u64>,
+    /// The guest's instruction pointer; absent for what time drives (it would be anywhere), for emulated
+    /// events, and where there was no room for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rip: Option<u64>,
+    /// The function that it lies in, with the offset (`lapic_next_deadline+0x1c`), where symbols were
+    /// known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symbol: Option<String>,
+    /// Why all that is known of these is the reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<Lost>,
+}
+
+/// Why it is not known what exits were for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lost {
+    /// The table was full.
+    NoRoom,
+    /// KVM did not trace it.
+    NotTold,
 }
 
 /// Events that KVM emulated, by the reason that hardware would have had for an exit.

@@ -10,13 +10,15 @@ const ROOM: usize = 32 << 20;
 /// What is spent on milestones at most, so that the passes themselves find room for longer.
 const ROOM_FOR_MILESTONES: usize = ROOM / 2;
 /// Bytes of JSON, indented: a pass or a milestone without its accounts, accounts without what they
-/// list, a reason, a code, what is asked for or emulated, a place of a histogram, and what memory was made of.
+/// list, a reason, a code, what is asked for or emulated, a place of a histogram or a count, a
+/// culprit, and what memory was made of.
 const ITEM: usize = 900;
 const ACCOUNTS: usize = 450;
 const REASON: usize = 400;
 const CODE: usize = 200;
 const ASK: usize = 150;
 const PLACE: usize = 30;
+const CULPRIT: usize = 250;
 const MEMORY: usize = 250;
 
 /// One boot of a run: the first, or one that followed a reset.
@@ -157,7 +159,8 @@ impl Reboots {
 fn weight(pass: &Pass) -> usize {
     let accounts = |a: &Accounts| {
         let asks = a.asks.len() + a.emulated.len();
-        ACCOUNTS + REASON * a.reasons.len() + CODE * a.codes.len() + ASK * asks
+        let counts = a.culprits.len() + a.culprit_cycles.len();
+        ACCOUNTS + REASON * a.reasons.len() + CODE * a.codes.len() + ASK * asks + PLACE * counts
     };
     let milestones = pass.milestones.iter().map(|m| ITEM + accounts(&m.accounts));
     let vcpus = pass.vcpus.iter().map(accounts);
@@ -167,6 +170,7 @@ fn weight(pass: &Pass) -> usize {
         + milestones.sum::<usize>()
         + vcpus.sum::<usize>()
         + PLACE * places.sum::<usize>()
+        + CULPRIT * pass.culprits.len()
 }
 
 #[cfg(test)]
@@ -211,11 +215,13 @@ mod tests {
                 end: profile.end,
                 milestones: profile.milestones,
                 milestones_dropped: 0,
+                milestones_missed: Vec::new(),
                 total: profile.total,
                 vcpus: profile.vcpus,
                 gates: profile.gates,
                 memory: profile.memory,
                 histograms: profile.histograms,
+                culprits: profile.culprits,
             };
             let mut whole = fixtures::zero();
             let without = crate::report::json::render(&whole).len();

@@ -2,10 +2,11 @@
 
 use super::Profile;
 use super::figures::END;
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Smallest, median and largest of some figures.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Spread {
     /// The smallest.
     pub min: u64,
@@ -38,7 +39,7 @@ impl Spread {
 }
 
 /// A step over several runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StepSpread {
     /// The milestone's name.
     pub name: String,
@@ -53,7 +54,7 @@ pub struct StepSpread {
 }
 
 /// A reason over several runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ReasonSpread {
     /// Basic exit reason.
     pub reason: u8,
@@ -62,7 +63,7 @@ pub struct ReasonSpread {
 }
 
 /// Several runs of one boot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Runs {
     /// How many.
     pub runs: usize,

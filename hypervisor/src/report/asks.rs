@@ -78,8 +78,8 @@ pub(super) fn table(profile: &Profile) -> String {
 }
 
 /// For each thing asked for, the step that adds the most: "workload ×150".
-fn busiest(profile: &Profile) -> BTreeMap<(AskKind, u32), String> {
-    let mut most = BTreeMap::<(AskKind, u32), (u64, usize)>::new();
+fn busiest(profile: &Profile) -> BTreeMap<(AskKind, u64), String> {
+    let mut most = BTreeMap::<(AskKind, u64), (u64, usize)>::new();
     let steps = profile.steps();
     let none = Accounts::default();
     let mut before = &none;

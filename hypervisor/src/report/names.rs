@@ -1,10 +1,11 @@
 //! Names of what guests ask for: model-specific registers, ports, CPUID leaves.
 
+use crate::layout;
 use crate::profile::{Ask, AskKind};
 use exit_abi::{leaf, port};
 
 /// First number, last number, name.
-type Row = (u32, u32, &'static str);
+type Row = (u64, u64, &'static str);
 
 /// Well-known MSRs. Intel SDM vol. 4, table 2-2; from 0xC0000080 AMD APM vol. 2, appendix A;
 /// KVM's own: linux/Documentation/virt/kvm/x86/msr.rst. Ordered.
@@ -165,14 +166,14 @@ const PORTS: &[Row] = &[
     (0xB000, 0xB03F, "ACPI PM"),
     (0xCF8, 0xCFB, "PCI config address"),
     (0xCFC, 0xCFF, "PCI config data"),
-    (port::MILESTONE as u32, 0xE03, "Exitvisor: milestone"),
-    (port::MILESTONE_NAME as u32, 0xE07, "Exitvisor: milestone name"),
-    (port::EXIT as u32, 0xE0B, "Exitvisor: exit"),
-    (port::OWN_SECTION as u32, 0xE0F, "Exitvisor: own section"),
-    (port::GATE_LOW as u32, 0xE1B, "Exitvisor: gates"),
-    (port::SCRATCH as u32, 0xE1F, "Exitvisor: scratch"),
-    (port::SLEEP_CONTROL as u32, 0xE21, "Exitvisor: ACPI sleep"),
-    (port::RESET as u32, 0xE22, "Exitvisor: ACPI reset"),
+    (port::MILESTONE as u64, 0xE03, "Exitvisor: milestone"),
+    (port::MILESTONE_NAME as u64, 0xE07, "Exitvisor: milestone name"),
+    (port::EXIT as u64, 0xE0B, "Exitvisor: exit"),
+    (port::OWN_SECTION as u64, 0xE0F, "Exitvisor: own section"),
+    (port::GATE_LOW as u64, 0xE1B, "Exitvisor: gates"),
+    (port::SCRATCH as u64, 0xE1F, "Exitvisor: scratch"),
+    (port::SLEEP_CONTROL as u64, 0xE21, "Exitvisor: ACPI sleep"),
+    (port::RESET as u64, 0xE22, "Exitvisor: ACPI reset"),
 ];
 
 /// The 16550's registers by offset (with DLAB clear): read, written.
@@ -209,7 +210,7 @@ const LEAVES: &[Row] = &[
     (0x1D, 0x1E, "AMX"),
     (0x1F, 0x1F, "topology"),
     (0x4000_0000, 0x4000_FFFF, "hypervisor"),
-    (leaf::DISCOVERY, 0x4FFF_FFFF, "Exitvisor"),
+    (leaf::DISCOVERY as u64, 0x4FFF_FFFF, "Exitvisor"),
     (0x8000_0000, 0x8000_0000, "highest leaf"),
     (0x8000_0001, 0x8000_0001, "features"),
     (0x8000_0002, 0x8000_0004, "brand string"),
@@ -223,7 +224,34 @@ const LEAVES: &[Row] = &[
     (0x8000_0021, 0x8000_0021, "features"),
 ];
 
-fn find(table: &[Row], number: u32) -> Option<&'static str> {
+/// Guest-physical pages that are no RAM above 1 MiB: what `layout.rs` has there, and a PC. Ordered.
+#[rustfmt::skip]
+const PAGES: &[Row] = &[
+    (0x0, 0x9_FFFF, "low RAM"),
+    (0xA_0000, 0xB_FFFF, "VGA memory"),
+    (0xC_0000, 0xD_FFFF, "option ROMs"),
+    (layout::ACPI, 0xE_FFFF, "ACPI tables"),
+    (0xF_0000, 0xF_FFFF, "BIOS area"),
+    (layout::SCRATCH_PAGE, 0xD000_0FFF, "scratch page"),
+    (layout::EXIT_PAGE, layout::EXIT_PAGE_END - 1, "exit page"),
+    (layout::IO_APIC, 0xFEC0_0FFF, "IOAPIC"),
+    (0xFED0_0000, 0xFED0_0FFF, "HPET"),
+    (0xFED4_0000, 0xFED4_4FFF, "TPM"),
+    (layout::LOCAL_APIC, 0xFEE0_0FFF, "local APIC"),
+    (layout::IDENTITY_MAP, layout::TSS - 1, "KVM's identity map"),
+    (layout::TSS, 0xFFFB_FFFF, "KVM's TSS"),
+];
+
+/// Exceptions (SDM vol. 3A, table 7-1). Ordered.
+#[rustfmt::skip]
+const EXCEPTIONS: &[Row] = &[
+    (0, 0, "#DE"), (1, 1, "#DB"), (2, 2, "NMI"), (3, 3, "#BP"), (4, 4, "#OF"), (5, 5, "#BR"),
+    (6, 6, "#UD"), (7, 7, "#NM"), (8, 8, "#DF"), (10, 10, "#TS"), (11, 11, "#NP"), (12, 12, "#SS"),
+    (13, 13, "#GP"), (14, 14, "#PF"), (16, 16, "#MF"), (17, 17, "#AC"), (18, 18, "#MC"),
+    (19, 19, "#XM"), (20, 20, "#VE"), (21, 21, "#CP"),
+];
+
+fn find(table: &[Row], number: u64) -> Option<&'static str> {
     let row = table.iter().find(|r| (r.0..=r.1).contains(&number))?;
     Some(row.2)
 }
@@ -236,14 +264,25 @@ pub(super) fn verb(kind: AskKind) -> &'static str {
         AskKind::PortIn => "IN",
         AskKind::PortOut => "OUT",
         AskKind::Cpuid => "CPUID",
+        AskKind::Page => "page",
+        AskKind::Ram => "RAM",
+        AskKind::Exception => "exception",
+        AskKind::Interrupt => "interrupt",
+        AskKind::CrRead => "read of CR",
+        AskKind::CrWrite => "write to CR",
     }
 }
 
 /// Its number, with as many digits as its kind has.
 pub(super) fn number(ask: &Ask) -> String {
     let digits = match ask.kind {
+        AskKind::Exception | AskKind::CrRead | AskKind::CrWrite => return ask.index.to_string(),
         AskKind::Cpuid => format!("{:X}", ask.index),
-        _ => format!("{:03X}", ask.index),
+        AskKind::Page | AskKind::Ram => format!("{:08X}", ask.index),
+        AskKind::Interrupt => format!("{:02X}", ask.index),
+        AskKind::MsrRead | AskKind::MsrWrite | AskKind::PortIn | AskKind::PortOut => {
+            format!("{:03X}", ask.index)
+        }
     };
     format!("0x{digits}")
 }
@@ -254,6 +293,9 @@ pub(super) fn name(ask: &Ask) -> Option<&'static str> {
         AskKind::MsrRead | AskKind::MsrWrite => find(MSRS, ask.index),
         AskKind::PortIn | AskKind::PortOut => find(PORTS, ask.index),
         AskKind::Cpuid => find(LEAVES, ask.index),
+        AskKind::Page => find(PAGES, ask.index),
+        AskKind::Exception => find(EXCEPTIONS, ask.index),
+        AskKind::Ram | AskKind::Interrupt | AskKind::CrRead | AskKind::CrWrite => None,
     }
 }
 
@@ -274,7 +316,7 @@ pub(super) fn full_name(ask: &Ask) -> String {
 
 /// Whether only the profiler's own code asks for it: ports of milestones, gates and the exit.
 pub(super) fn is_own(ask: &Ask) -> bool {
-    let own = u32::from(port::MILESTONE)..u32::from(port::SCRATCH);
+    let own = u64::from(port::MILESTONE)..u64::from(port::SCRATCH);
     matches!(ask.kind, AskKind::PortIn | AskKind::PortOut) && own.contains(&ask.index)
 }
 
@@ -291,14 +333,14 @@ pub(super) fn short(ask: &Ask) -> String {
 mod tests {
     use super::*;
 
-    fn ask(kind: AskKind, index: u32) -> Ask {
+    fn ask(kind: AskKind, index: u64) -> Ask {
         let count = 1;
         Ask { kind, index, count }
     }
 
     #[test]
     fn rows_do_not_overlap() {
-        for table in [MSRS, PORTS, LEAVES] {
+        for table in [MSRS, PORTS, LEAVES, PAGES, EXCEPTIONS] {
             for (i, row) in table.iter().enumerate() {
                 assert!(row.0 <= row.1, "{row:?}");
                 for other in &table[i + 1..] {

@@ -122,6 +122,7 @@ fn ended(end: &End) -> String {
         EndKind::Exit => format!("exit {}", end.status),
         EndKind::Crash => "crash".to_owned(),
         EndKind::PowerOff => "power-off".to_owned(),
+        EndKind::Milestone => "milestone".to_owned(),
         EndKind::Reset | EndKind::ResetLimit => "reset".to_owned(),
         EndKind::TripleFault => "triple fault".to_owned(),
         EndKind::Timeout => "time limit".to_owned(),

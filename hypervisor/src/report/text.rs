@@ -83,7 +83,9 @@ fn title(profile: &Profile) -> String {
 fn alarm(profile: &Profile) -> String {
     let what = match profile.end.kind {
         _ if profile.end.cut_short => "cut short: ",
-        EndKind::Exit | EndKind::PowerOff | EndKind::Reset => return String::new(),
+        EndKind::Exit | EndKind::PowerOff | EndKind::Reset | EndKind::Milestone => {
+            return String::new();
+        }
         _ => "",
     };
     labelled("", 0, &format!("▲ {what}{}", clean(&profile.end.detail)))

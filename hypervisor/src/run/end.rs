@@ -51,6 +51,10 @@ pub(super) fn end(
         }
         Cause::PowerOff => (0, EndKind::PowerOff, "the guest powered off".to_owned()),
         Cause::Reset => (0, EndKind::Reset, "the guest reset itself".to_owned()),
+        Cause::Milestone(name) => {
+            let detail = format!("the milestone {name:?} was reached");
+            (0, EndKind::Milestone, detail)
+        }
         Cause::ResetLimit => {
             let most = match config.on_reset {
                 OnReset::Continue(most) => most,
@@ -59,6 +63,11 @@ pub(super) fn end(
             let detail = format!("the guest reset itself more often than --max-resets {most}");
             (status::RESET_LIMIT, EndKind::ResetLimit, detail)
         }
+        Cause::Panic(message) => (
+            status::CRASH,
+            EndKind::Crash,
+            format!("the guest's kernel panicked: {message}"),
+        ),
         Cause::TripleFault(vcpu) => (
             status::TRIPLE_FAULT,
             EndKind::TripleFault,
@@ -93,7 +102,12 @@ pub(super) fn end(
             (*status, EndKind::Internal, detail)
         }
     };
-    let by_itself = [EndKind::Exit, EndKind::PowerOff, EndKind::Reset];
+    let by_itself = [
+        EndKind::Exit,
+        EndKind::PowerOff,
+        EndKind::Reset,
+        EndKind::Milestone,
+    ];
     let cut_short = !by_itself.contains(&kind);
     End {
         status,
@@ -135,6 +149,7 @@ mod tests {
             log_queries: false,
             console: Console::Stdout,
             dump: Default::default(),
+            milestones: Default::default(),
         }
     }
 
@@ -154,6 +169,8 @@ mod tests {
             (Cause::PowerOff, 0, false),
             (Cause::Reset, 0, false),
             (Cause::ResetLimit, 85, true),
+            (Cause::Panic("x".into()), 82, true),
+            (Cause::Milestone("x".into()), 0, false),
             (Cause::TripleFault(0), 81, true),
             (Cause::Timeout, 80, true),
             (Cause::Signal(libc::SIGINT), 130, true),

@@ -6,7 +6,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, SubscriberId, SubscriberOps};
-use exit_abi::milestone;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::timerfd::TimerFd;
@@ -17,9 +16,9 @@ use crate::config::{Config, TimeLimit};
 use crate::devices::control::Cause;
 use crate::error::{Error, host as host_error};
 use crate::exits::books::{Asks, Figures, Scratch};
-use crate::exits::milestone::{Clocks, Name};
+use crate::exits::milestone::{Clocks, Event};
 use crate::memory::prefault::Prefault;
-use crate::profile::{End, MemoryAccount, Pass};
+use crate::profile::{End, MemoryAccount, Missed, Pass};
 use crate::vcpu::{Shared, Standing, Start, Vcpu, catch_kicks};
 use crate::vm::Vm;
 
@@ -72,6 +71,8 @@ pub(super) struct Outcome {
     pub(super) at: Clocks,
     /// What it cost.
     pub(super) pass: Pass,
+    /// What a person is to be told of its milestones, a line each.
+    pub(super) notes: Vec<String>,
     /// CPU time of the process until its guest was first entered.
     pub(super) startup_cpu_nanos: Option<u64>,
 }
@@ -137,8 +138,7 @@ impl Session {
         };
         self.watch(|watch, ops| watch.attach(machine, ops));
         shared.milestones.turn().record(
-            milestone::RESET,
-            Name::default(),
+            Event::Reset,
             0,
             shared.clocks(),
             &Figures::default(),
@@ -160,7 +160,17 @@ impl Session {
             .cause()
             .unwrap_or_else(|| Cause::Internal("the run ended without a cause".into()));
         let end = end(&cause, config, &standings, clocks);
+        let mut notes = shared.marks.notes();
+        notes.extend(shared.leaves.note.clone());
+        if shared.gates.crowded() {
+            notes.push(
+                "a CPU has 4 breakpoints, and the guest's gates took them all: milestones gave way. \
+                 Withdraw one"
+                    .into(),
+            );
+        }
         Outcome {
+            notes,
             standings,
             at,
             startup_cpu_nanos: shared.entered.get().copied().flatten(),
@@ -240,13 +250,32 @@ fn memory(shared: &Shared, config: &Config, prefault_time: Duration) -> Option<M
     })
 }
 
+/// Milestones that were looked for, and not reached.
+fn missed(shared: &Shared) -> Vec<Missed> {
+    let mut missed = shared.marks.missed();
+    for more in shared.milestones.missed() {
+        if !missed.iter().any(|m| m.name == more.name) {
+            missed.push(more);
+        }
+    }
+    if shared.gates.crowded() {
+        for missed in missed.iter_mut().filter(|m| m.why == "not reached") {
+            missed.why =
+                "the guest's gates had left no breakpoint for it, at least for a time".into();
+        }
+    }
+    missed
+}
+
 /// Reads the books once more, now that nobody writes them.
 fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
     let kvm = shared.books.kvm();
     let (milestones, milestones_dropped) = shared.milestones.finish(kvm);
     let mut scratch = Scratch::default();
     shared.books.all(&mut scratch);
-    let total = scratch.figures.accounts(kvm, &shared.books.asks());
+    let mut total = scratch.figures.accounts(kvm, &shared.books.asks());
+    let (culprits, cycles) = shared.books.culprits();
+    total.culprit_cycles = cycles;
     let vcpus = (0..shared.books.vcpu_count())
         .map(|i| {
             shared.books.vcpu(i, &mut scratch);
@@ -259,10 +288,12 @@ fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
         end,
         milestones,
         milestones_dropped,
+        milestones_missed: missed(shared),
         total,
         vcpus,
         gates: shared.gates.figures(),
         memory: None,
         histograms: shared.books.histograms(),
+        culprits,
     }
 }

@@ -39,7 +39,7 @@ fn of(kvm: &Kvm, kind: KvmKind) -> Result<Vec<SourceInfo>, kvm_ioctls::Error> {
         level: Some(Level::Cycles),
         tracefs: None,
     };
-    let kernel = KernelSide::open(&wish, kind, 1);
+    let kernel = KernelSide::open(&wish, kind, 1, 0);
     let ledger = Arc::new(Ledger::default());
     Ok(open::open(&vcpu, 0, &ledger, kind, &kernel, Mechanism::Gate).1)
 }

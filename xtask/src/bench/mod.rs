@@ -5,16 +5,18 @@ mod boots;
 mod figures;
 mod gateless;
 mod inside;
+mod linux;
 mod overhead;
 mod profile;
 mod quietly;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::lab::{Own, Version};
 use crate::{FAILED, build};
 use figures::{Results, Section};
 pub(crate) use inside::InLab;
+pub(crate) use linux::InLab as LinuxInLab;
 
 /// Measure boots of the default guest and the overhead of the kernel ledger: medians, and ratios
 /// to what we aim at
@@ -27,11 +29,15 @@ pub(crate) use inside::InLab;
 /// what the kernel ledger, a tracefs hist trigger and `perf kvm stat record` add to an exit, what
 /// gates cost, and exitvisor's memory.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Examples:
   cargo xtask bench
+  cargo xtask bench linux
   cargo xtask bench --what boots --runs 100 --format json > figures.json
   cargo xtask bench --what ledger --kernel 6.12")]
 pub(crate) struct Bench {
+    #[command(subcommand)]
+    task: Option<Task>,
     /// What to measure
     #[arg(long, value_enum, default_value_t = What::All)]
     what: What,
@@ -48,6 +54,11 @@ pub(crate) struct Bench {
     format: Format,
     #[command(flatten)]
     own: Own,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    Linux(linux::Linux),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -69,6 +80,9 @@ enum Format {
 impl Bench {
     /// Builds, measures and prints.
     pub(crate) fn run(self) -> anyhow::Result<u8> {
+        if let Some(Task::Linux(task)) = self.task {
+            return task.run();
+        }
         let built = build::build()?;
         let mut sections = Vec::new();
         if self.what != What::Ledger {

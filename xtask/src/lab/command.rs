@@ -41,6 +41,9 @@ struct Guest {
     /// Which Linux
     #[arg(long, value_enum, default_value_t = Version::default())]
     kernel: Version,
+    /// An initramfs that has `exitlog`, its kernel module and Debian's `cpuid` too
+    #[arg(long)]
+    exitlog: bool,
     #[command(flatten)]
     own: Own,
 }
@@ -48,7 +51,11 @@ struct Guest {
 impl Guest {
     fn run(self) -> anyhow::Result<u8> {
         let packages = super::packages(&self.own.or_environment())?;
-        let guest = super::guest::guest(&packages, self.kernel)?;
+        let guest = if self.exitlog {
+            super::asking::guest(&packages, self.kernel)?
+        } else {
+            super::guest::guest(&packages, self.kernel)?
+        };
         for path in [&guest.kernel, &guest.initrd] {
             println!("{}", Path::new(workspace::shown(path)).display());
         }

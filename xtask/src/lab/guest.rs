@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::cpio::Archive;
 use super::packages::{Packages, Wanted};
-use super::{BUSYBOX, Job, Version, bochs, packages, vmlinux};
+use super::{BUSYBOX, Job, Own, Version, bochs, packages, vmlinux};
 
 /// A Linux that can be booted as a guest.
 #[derive(Clone, Debug)]
@@ -21,9 +21,13 @@ pub(crate) struct Guest {
 /// What runs in user space. It says that it is there, and powers off; a word behind `--` on the
 /// kernel's command line makes it do something else: with `idle` what is counted ends where user
 /// space begins.
+///
+/// The console is opened anew for the first line: Linux then takes the lock of all consoles, and who
+/// gives it up has written the whole kernel log (linux/drivers/tty/tty_io.c, `tty_lookup_driver`;
+/// linux/kernel/printk/printk.c, `console_unlock`). So that line comes after all that the kernel said.
 const INIT: &str = "\
 #!/bin/busybox sh
-echo 'exitvisor-guest: user space'
+echo 'exitvisor-guest: user space' >/dev/console
 case \"$1\" in
 idle) exec /bin/busybox sleep 86400 ;;
 reset) exec /bin/busybox reboot -f ;;
@@ -31,6 +35,9 @@ esac
 echo \"exitvisor-guest: $(/bin/busybox uname -r), $(/bin/busybox nproc) CPUs\"
 exec /bin/busybox poweroff -f
 ";
+
+/// The line that [`INIT`] prints first.
+pub(crate) const USER_SPACE: &str = "exitvisor-guest: user space";
 
 /// The variables by which tests find the guests: both kernels, the initramfs, and one kernel unpacked.
 pub(crate) const VARIABLES: [&str; 4] = [
@@ -55,17 +62,32 @@ pub(crate) fn carry(job: &mut Job) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The guest of this version, for who boots it; fetched and made first if it is not there yet.
+pub(crate) fn fetched(own: &Own, version: Version) -> anyhow::Result<Guest> {
+    guest(&packages(own)?, version)
+}
+
+/// The initramfs, for a kernel of the user's own; busybox is fetched first if it is not there yet.
+pub(crate) fn initramfs_alone(own: &Own) -> anyhow::Result<PathBuf> {
+    initramfs(&packages(own)?, "initramfs", INIT, |_| Ok(()))
+}
+
 /// The guest of this version; fetched and made first if it is not there yet.
 pub(super) fn guest(packages: &Packages, version: Version) -> anyhow::Result<Guest> {
     let kernel = version.kernel(packages)?;
     Ok(Guest {
         kernel: kernel.image,
-        initrd: initramfs(packages, "initramfs", INIT)?,
+        initrd: initramfs(packages, "initramfs", INIT, |_| Ok(()))?,
     })
 }
 
-/// Writes an initramfs with busybox and this `/init`.
-fn initramfs(packages: &Packages, name: &str, init: &str) -> anyhow::Result<PathBuf> {
+/// Writes an initramfs with busybox, this `/init`, and what is added.
+pub(super) fn initramfs(
+    packages: &Packages,
+    name: &str,
+    init: &str,
+    add: impl FnOnce(&mut Archive) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
     const TREE: &Wanted = &BUSYBOX;
     let busybox = packages.tree(TREE)?.path("bin/busybox");
     let bytes = fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
@@ -77,6 +99,7 @@ fn initramfs(packages: &Packages, name: &str, init: &str) -> anyhow::Result<Path
     archive.file(Path::new("/bin/busybox"), 0o755, bytes);
     archive.link(Path::new("/bin/sh"), "busybox".as_ref());
     archive.file(Path::new("/init"), 0o755, init.as_bytes().to_vec());
+    add(&mut archive)?;
     let folder = packages.folder.join("guest");
     let path = folder.join(format!("{name}.cpio"));
     let mut content = Vec::new();

@@ -156,18 +156,25 @@ fn release(image: &[u8]) -> Option<String> {
 
 /// Finds KVM's modules anywhere below a folder, and unpacks them and what they depend on.
 fn unpack_modules(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let mut index = BTreeMap::new();
-    collect(from, &mut index).with_context(|| format!("cannot read {}", from.display()))?;
-    fs::create_dir_all(to)?;
-    let mut order = Vec::new();
-    for name in WANTED.iter().filter(|name| index.contains_key(**name)) {
-        unpack_module(name, &index, to, &mut order)?;
-    }
+    let order = unpack(&WANTED, from, to)?;
     if order.is_empty() {
         bail!("{} holds no kvm-amd.ko and no kvm-intel.ko", from.display());
     }
     fs::write(to.join(ORDER), order.join("\n") + "\n")?;
     Ok(())
+}
+
+/// Finds modules anywhere below a folder, as far as they are there, and unpacks them and what they
+/// depend on; their names in the order of loading.
+pub(super) fn unpack(names: &[&str], from: &Path, to: &Path) -> anyhow::Result<Vec<String>> {
+    let mut index = BTreeMap::new();
+    collect(from, &mut index).with_context(|| format!("cannot read {}", from.display()))?;
+    fs::create_dir_all(to)?;
+    let mut order = Vec::new();
+    for name in names.iter().filter(|name| index.contains_key(**name)) {
+        unpack_module(name, &index, to, &mut order)?;
+    }
+    Ok(order)
 }
 
 fn unpack_module(

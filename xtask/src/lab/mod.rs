@@ -2,6 +2,7 @@
 //! AMD-V or VT-x, Debian's kernel runs on it, and Exitvisor runs on that kernel's KVM.
 
 pub(crate) mod agent;
+pub(crate) mod asking;
 mod bochs;
 mod command;
 mod cpio;
@@ -17,7 +18,7 @@ pub(crate) mod perf;
 pub(crate) mod process;
 mod programs;
 mod protocol;
-mod qemu;
+pub(crate) mod qemu;
 mod rom;
 mod session;
 mod vmlinux;

@@ -57,6 +57,18 @@ impl Packages {
         Ok(Tree { root })
     }
 
+    /// The same without what they depend on.
+    pub(crate) fn tree_alone(&self, name: &str, packages: &[&str]) -> anyhow::Result<Tree> {
+        let root = self.once(name, |apt, root| {
+            let mut list = Vec::new();
+            for package in packages {
+                list.extend(apt.unpack_alone(package, root)?);
+            }
+            Ok(list)
+        })?;
+        Ok(Tree { root })
+    }
+
     /// A folder of packages, made by `make` unless it is there. `make` fills a folder beside it and
     /// returns the list of packages; only a whole one gets its name.
     pub(crate) fn once(

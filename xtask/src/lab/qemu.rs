@@ -1,5 +1,7 @@
 //! The AMD lab's machine: QEMU, whose TCG emulates AMD-V with nested paging.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -7,6 +9,7 @@ use anyhow::{Context, bail};
 
 use super::machine::{Launch, Machine, Results, Start};
 use super::packages::{BACKPORTS, Packages, Tree, Wanted};
+use super::{Own, packages, programs};
 
 /// QEMU and the libraries and ROMs it needs.
 const WANTED: Wanted = Wanted {
@@ -14,6 +17,9 @@ const WANTED: Wanted = Wanted {
     packages: &["qemu-system-x86"],
     release: Some(BACKPORTS),
 };
+
+/// Where it lies in its package.
+const PROGRAM: &str = "usr/bin/qemu-system-x86_64";
 
 /// Older ones ignore a guest's debug registers under SVM: breakpoints would never fire.
 const OLDEST: u32 = 10;
@@ -72,7 +78,7 @@ impl Qemu {
         match &self.program {
             Program::Own(path) => Command::new(path),
             Program::Fetched(tree) => {
-                let mut command = tree.command("usr/bin/qemu-system-x86_64");
+                let mut command = tree.command(PROGRAM);
                 for roms in ["usr/share/qemu", "usr/share/seabios"] {
                     command.arg("-L").arg(tree.path(roms));
                 }
@@ -80,6 +86,49 @@ impl Qemu {
             }
         }
     }
+}
+
+/// QEMU as a VMM inside a lab: what is booted there beside exitvisor.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// The words that start it, with its firmware.
+    pub(crate) command: Vec<OsString>,
+    /// What it needs in a lab.
+    pub(crate) files: BTreeSet<PathBuf>,
+    /// `10.0.2`.
+    pub(crate) version: String,
+}
+
+/// The ROMs with which the machines that are booted begin.
+const ROMS: [&str; 8] = [
+    "usr/share/qemu/kvmvapic.bin",
+    "usr/share/qemu/linuxboot.bin",
+    "usr/share/qemu/linuxboot_dma.bin",
+    "usr/share/qemu/pvh.bin",
+    "usr/share/qemu/qboot.rom",
+    "usr/share/seabios/bios.bin",
+    "usr/share/seabios/bios-256k.bin",
+    "usr/share/seabios/bios-microvm.bin",
+];
+
+/// QEMU for the inside of a lab; fetched if it is not there yet.
+pub(crate) fn guest(own: &Own) -> anyhow::Result<Guest> {
+    let qemu = Qemu::setup(&packages(own)?)?;
+    let command = qemu.command();
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let files = match &qemu.program {
+        Program::Own(path) => programs::needs(path)?,
+        Program::Fetched(tree) => {
+            let mut files = programs::needs_of(tree, PROGRAM)?;
+            files.extend(ROMS.map(|rom| tree.path(rom)));
+            files
+        }
+    };
+    Ok(Guest {
+        command: words.map(Into::into).collect(),
+        files,
+        version: qemu.version,
+    })
 }
 
 /// From `QEMU emulator version 10.0.2 (Debian …)`.

@@ -245,12 +245,15 @@ impl OneLab {
         job.env
             .push(("EXITVISOR_XTASK".into(), job.program.clone().into()));
         job.args.push("test-inside".into());
-        if self
-            .programs
-            .iter()
-            .any(|path| inside::title(path) == "linux")
-        {
+        let runs = |is: &dyn Fn(&str) -> bool| {
+            let mut titles = self.programs.iter().map(|path| inside::title(path));
+            titles.any(|title| is(&title))
+        };
+        if runs(&|title| title.starts_with("linux")) {
             lab::guest::carry(&mut job)?;
+        }
+        if runs(&|title| title == "exitlog") {
+            lab::asking::carry(&mut job)?;
         }
         let all = self.programs.into_iter().map(|program| (program, ""));
         let own = self.own.into_iter().map(|program| (program, OF_THE_KERNEL));

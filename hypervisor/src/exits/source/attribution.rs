@@ -1,21 +1,22 @@
 //! The source *kernel ledger*: from the slots of the kernel-side ledger to the reasons, cycles and
 //! owners of one vCPU's exits.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use exit_abi::reason::Reason;
 
 use super::kernel::slots::{self, SLOTS};
-use super::kernel::{AskKind, KernelLedger, Level, RawRecord};
+use super::kernel::{KernelLedger, Level, RawRecord};
 use super::{Sample, Source, SourceKind};
-use crate::exits::books::Asks;
+use crate::exits::culprits::{Site, Tally};
 use crate::exits::ledger::RowCopy;
 use crate::exits::rate::Rate;
-use crate::profile::{self, Ask, Histogram, KvmKind};
+use crate::profile::{self, Histogram, KvmKind};
 
 /// One vCPU in the kernel-side ledger, from the moment this was made: the ledger outlives a reset,
-/// a vCPU does not. (Rows are cleared between two boots where the kernel lets us; what was asked for
-/// and histograms are not.)
+/// a vCPU does not. (Rows are cleared between two boots where the kernel lets us; culprits and
+/// histograms are not.)
 pub struct KernelSource {
     ledger: Arc<KernelLedger>,
     vcpu: u32,
@@ -29,7 +30,7 @@ pub struct KernelSource {
 /// Numbers that only grow, as they were.
 struct Before {
     record: RawRecord,
-    asks: Vec<super::kernel::Ask>,
+    culprits: HashMap<Site, (u64, u64)>,
     histograms: Vec<[u64; super::kernel::BUCKETS]>,
 }
 
@@ -45,7 +46,7 @@ impl KernelSource {
         Self {
             before: Box::new(Before {
                 record,
-                asks: ledger.asks(vcpu),
+                culprits: culprits(&ledger, vcpu),
                 histograms,
             }),
             ledger,
@@ -144,25 +145,18 @@ impl Source for KernelSource {
         }
     }
 
-    fn asks(&self) -> Option<Asks> {
-        let mut asks = Asks::default();
-        let before = &self.before.asks;
-        for now in self.ledger.asks(self.vcpu) {
-            let same = |ask: &&super::kernel::Ask| (ask.kind, ask.index) == (now.kind, now.index);
-            let earlier = before.iter().find(same).map_or(0, |ask| ask.count);
-            let count = now.count.saturating_sub(earlier);
-            match now.index {
-                Some(index) if count > 0 => asks.list.push(Ask {
-                    kind: kind(now.kind),
-                    index,
-                    count,
-                }),
-                Some(_) => {}
-                None => asks.dropped = asks.dropped.saturating_add(count),
-            }
-        }
-        asks.list.sort_unstable();
-        Some(asks)
+    fn culprits(&self) -> Option<Vec<(Site, Tally)>> {
+        let before = &self.before.culprits;
+        let new = |(site, (count, ns)): (Site, (u64, u64))| {
+            let (count_then, ns_then) = before.get(&site).copied().unwrap_or_default();
+            let tally = Tally {
+                exits: count.saturating_sub(count_then),
+                cycles: self.rate.cycles(ns.saturating_sub(ns_then)),
+            };
+            (site, tally)
+        };
+        let all = culprits(&self.ledger, self.vcpu).into_iter().map(new);
+        Some(all.filter(|(_, tally)| tally.exits > 0).collect())
     }
 
     fn histograms(&self) -> Vec<Histogram> {
@@ -192,12 +186,13 @@ impl Source for KernelSource {
     }
 }
 
-fn kind(kind: AskKind) -> profile::AskKind {
-    match kind {
-        AskKind::MsrRead => profile::AskKind::MsrRead,
-        AskKind::MsrWrite => profile::AskKind::MsrWrite,
-        AskKind::PortIn => profile::AskKind::PortIn,
-        AskKind::PortOut => profile::AskKind::PortOut,
-        AskKind::CpuidLeaf => profile::AskKind::Cpuid,
+/// How often and how many nanoseconds each: several codes can be one to a reader.
+fn culprits(ledger: &KernelLedger, vcpu: u32) -> HashMap<Site, (u64, u64)> {
+    let mut all = HashMap::new();
+    for culprit in ledger.culprits(vcpu) {
+        let (count, ns): &mut (u64, u64) = all.entry(culprit.site).or_default();
+        *count = count.saturating_add(culprit.count);
+        *ns = ns.saturating_add(culprit.ns);
     }
+    all
 }

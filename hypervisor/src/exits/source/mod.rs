@@ -11,7 +11,7 @@ pub mod stats;
 
 use exit_abi::reason::{COUNT, Reason};
 
-use super::books::Asks;
+use super::culprits::{Site, Tally};
 use super::ledger::RowCopy;
 use super::sparse::Sparse;
 use crate::profile::Histogram;
@@ -98,8 +98,8 @@ pub trait Source: Send + Sync {
     /// Fills in what is known now. A source that cannot answer leaves the sample cleared.
     fn sample(&self, into: &mut Sample);
 
-    /// What was asked for, if it keeps that.
-    fn asks(&self) -> Option<Asks> {
+    /// Who caused the exits, if it keeps that.
+    fn culprits(&self) -> Option<Vec<(Site, Tally)>> {
         None
     }
 

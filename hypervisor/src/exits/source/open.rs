@@ -39,7 +39,7 @@ pub struct KernelSide {
 
 impl KernelSide {
     /// Opens it, as far as it is wanted and allowed.
-    pub fn open(wish: &KernelWish, kvm: KvmKind, vcpus: u32) -> Self {
+    pub fn open(wish: &KernelWish, kvm: KvmKind, vcpus: u32, memory: u64) -> Self {
         let name = SourceKind::Kernel.name().to_owned();
         let none = |why: String, notice| Self {
             ledger: None,
@@ -58,6 +58,7 @@ impl KernelSide {
             level,
             kvm,
             vcpus,
+            memory,
             tracefs: wish.tracefs.as_deref(),
         };
         let ledger = match KernelLedger::open(&options) {
@@ -112,7 +113,7 @@ pub fn gaps(ledger: &KernelLedger) -> Option<String> {
 
 /// What the ledger keeps of every exit.
 fn every_exit(level: Level) -> String {
-    let what = "every exit by the processor's own code, with MSRs and ports";
+    let what = "every exit by the processor's own code, with who caused it";
     let rate = Rate::measured().mhz();
     let cycles = format!(
         "cycles from exit to next entry (the kernel's nanoseconds times the TSC's rate, \

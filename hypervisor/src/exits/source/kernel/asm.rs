@@ -27,6 +27,8 @@ pub(super) enum Reg {
     R4,
     R5,
     R6,
+    R7,
+    R8,
 }
 
 /// The width of a load or store.
@@ -94,6 +96,8 @@ pub(super) enum Helper {
     /// The thread group's id in the upper half, the thread's in the lower: those of the initial
     /// PID namespace.
     GetCurrentPidTgid = 14,
+    /// Sends a signal to the current thread (from 5.6 on).
+    SendSignalThread = 117,
 }
 
 /// A map, by what it holds.
@@ -103,15 +107,15 @@ pub(super) enum Map {
     Ledger,
     /// Whose exit is next.
     Marks,
-    /// What was asked for.
-    Asks,
+    /// Who caused exits.
+    Culprits,
     /// Durations.
     Histogram,
 }
 
 impl Map {
     /// All of them, in the order of their descriptors.
-    pub(super) const ALL: [Self; 4] = [Self::Ledger, Self::Marks, Self::Asks, Self::Histogram];
+    pub(super) const ALL: [Self; 4] = [Self::Ledger, Self::Marks, Self::Culprits, Self::Histogram];
 }
 
 /// Descriptors of the maps, in the order of [`Map::ALL`].
@@ -347,7 +351,7 @@ mod tests {
         let out = asm.label();
         asm.load(Width::W, R1, R1, 56);
         asm.jump_if_imm(If::Above, R1, 3, out);
-        asm.map_value(R0, Map::Asks, 64);
+        asm.map_value(R0, Map::Culprits, 64);
         asm.atomic_add(R0, 8, R1);
         asm.place(out);
         asm.finish_with(0);

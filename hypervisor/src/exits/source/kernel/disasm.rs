@@ -68,6 +68,7 @@ fn one(at: usize, insn: &Insn) -> String {
         (opcode::CALL, _) => match insn.imm {
             5 => "call ktime_get_ns".to_owned(),
             14 => "call get_current_pid_tgid".to_owned(),
+            117 => "call send_signal_thread".to_owned(),
             other => format!("call {other}"),
         },
         (opcode::EXIT, _) => "exit".to_owned(),

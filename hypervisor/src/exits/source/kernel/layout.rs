@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! ledger     a record per vCPU     a row per slot, 64 bytes: one cache line for one reason
-//!            a header per vCPU     64 bytes
+//!            a header per vCPU     128 bytes
 //!            the table of threads  {pid_tgid: u64, header offset: u32, vCPU: u32} × 4096
 //!            the tail              stray events
 //! marks      64 bytes per vCPU     the mark: u64
-//! asks       a block per vCPU      overflows per kind, then {key: u64, count: u64} × 1040
+//! culprits   a block per vCPU      without room, without a key: a count per slot each; then
+//!                                  {what: u64, rip: u64, count: u64, nanoseconds: u64} × 4104
 //! histogram  64 KiB per vCPU       32 buckets per slot
 //! ```
 //!
@@ -16,7 +17,6 @@
 //! The guest is shown its vCPUs' records, whole pages, as its exit page ([`exit_abi::page`]): in them
 //! is nothing but rows. What is the host's own lies behind them.
 
-use super::asks::AskKind;
 use super::slots::SLOTS;
 
 /// A record's size, as a shift.
@@ -47,8 +47,8 @@ pub(super) mod row {
     pub(in super::super) const WORDS: usize = row::SIZE / 8;
 }
 
-/// A header's size, as a shift: a cache line.
-pub(super) const HEADER_SHIFT: u32 = 6;
+/// A header's size, as a shift: two cache lines.
+pub(super) const HEADER_SHIFT: u32 = 7;
 
 /// A vCPU's header: offsets in it.
 pub(super) mod header {
@@ -66,6 +66,14 @@ pub(super) mod header {
     pub(in super::super) const LAST_OTHER: usize = 32;
     /// The enlisted thread, as the table of threads has it; 0 if none.
     pub(in super::super) const THREAD: usize = 40;
+    /// What the last exit was, as a culprit, while its key is not known yet; 0 if it is.
+    pub(in super::super) const PENDING: usize = 48;
+    /// Where in the guest it was.
+    pub(in super::super) const PENDING_RIP: usize = 56;
+    /// A culprit whose key came before its exit; 0 if none.
+    pub(in super::super) const EARLY: usize = 64;
+    /// Offset of the open exit's culprit from the first block's first; [`super::NO_PLACE`] if none.
+    pub(in super::super) const OPEN_PLACE: usize = 72;
 }
 
 /// The table of threads: its length, and an entry's size as a shift.
@@ -95,40 +103,66 @@ pub(super) mod mark {
 /// A mark's size, as a shift: a cache line, so that vCPUs do not disturb each other.
 pub(super) const MARK_SHIFT: u32 = 6;
 
-/// Where an ask may begin to look, as a number of bits.
-pub(super) const ASK_HOME_BITS: u32 = 10;
-/// How many places it looks at.
-pub(super) const ASK_PROBES: usize = 16;
+/// What a culprit is, in a word: the slot, flags, and from [`what::KEY_SHIFT`] on the key.
+pub(super) mod what {
+    /// The slot.
+    pub(in super::super) const SLOT: u64 = 0xFF;
+    /// There is one: never 0.
+    pub(in super::super) const USED: u64 = 1 << 8;
+    /// It has a key.
+    pub(in super::super) const KEYED: u64 = 1 << 9;
+    /// The key is the first page of a large page.
+    pub(in super::super) const LARGE: u64 = 1 << 10;
+    /// The first bit of the key.
+    pub(in super::super) const KEY_SHIFT: u32 = 16;
+    /// A port's key: it was read.
+    pub(in super::super) const IN: u64 = 1 << 16;
+}
+
+/// A page's number is its address, shifted so; a large page has so many.
+pub(super) const PAGE_SHIFT: u32 = 12;
+pub(super) const LARGE_PAGES: u64 = 512;
+
+/// Where a culprit may be looked for first, as a number of bits: RAM in the lower half, all others in
+/// the upper one, so that a guest that touches all of its memory leaves room.
+pub(super) const HOME_BITS: u32 = 12;
+pub(super) const UPPER_HALF: u64 = 1 << (HOME_BITS - 1);
+/// How many places are looked at.
+pub(super) const PROBES: usize = 8;
 /// Places in all: the last home's probes need no wrapping.
-pub(super) const ASK_PLACES: usize = (1 << ASK_HOME_BITS) + ASK_PROBES;
-/// An ask's size, as a shift, and the offset of its count (its key is at 0; 0 if free).
-pub(super) const ASK_SHIFT: u32 = 4;
-pub(super) const ASK_COUNT: usize = 8;
-/// Where in a block the asks begin; before them one count of overflows per kind.
-pub(super) const ASKS: usize = 64;
+pub(super) const PLACES: usize = (1 << HOME_BITS) + PROBES;
+/// A place's size, as a shift, and the offsets of its numbers (what it is stands at 0; 0 if free).
+pub(super) const PLACE_SHIFT: u32 = 5;
+pub(super) const PLACE_RIP: usize = 8;
+pub(super) const PLACE_COUNT: usize = 16;
+pub(super) const PLACE_NS: usize = 24;
+/// Where in a block the counts without room begin, by slot; and those whose key nobody told.
+pub(super) const NO_ROOM: usize = 0;
+pub(super) const NO_KEY: usize = 2048;
+/// Where in a block the places begin.
+pub(super) const FIRST_PLACE: usize = 4096;
 /// A block's size.
-pub(super) const ASK_BLOCK: usize = ASKS + (ASK_PLACES << ASK_SHIFT);
-/// What spreads keys over homes: 2^32 divided by the golden ratio, its complement (Knuth, TAOCP
-/// vol. 3, 6.4), which fits a positive immediate.
-pub(super) const ASK_SPREAD: u64 = 0x61C8_8647;
-/// How far a key's kind is shifted above its index.
-pub(super) const ASK_KIND_SHIFT: u32 = 32;
+pub(super) const BLOCK: usize = FIRST_PLACE + (PLACES << PLACE_SHIFT);
+/// No culprit's offset.
+pub(super) const NO_PLACE: u64 = u64::MAX;
+/// What spreads culprits over homes: 2^32 divided by the golden ratio, its complement (Knuth, TAOCP
+/// vol. 3, 6.4), which fits a positive immediate; and another for the instruction pointer.
+pub(super) const SPREAD: u64 = 0x61C8_8647;
+pub(super) const SPREAD_RIP: u64 = 0x2545_F491;
+/// Which bits of the product tell the home.
+pub(super) const SPREAD_SHIFT: u32 = 32;
 
-/// An ask's kind in a key, from 1: a key is never 0.
-pub(super) const fn ask_code(kind: AskKind) -> u64 {
-    kind as u64 + 1
-}
-
-/// An ask's key.
-pub(super) const fn ask_key(kind: AskKind, index: u32) -> u64 {
-    ask_code(kind) << ASK_KIND_SHIFT | index as u64
-}
-
-/// The first place where a key may be.
-pub(super) const fn ask_home(key: u64) -> usize {
-    let (kind, index) = (key >> ASK_KIND_SHIFT, key & 0xFFFF_FFFF);
-    let spread = ((index << 3) + kind).wrapping_mul(ASK_SPREAD);
-    (spread >> (32 - ASK_HOME_BITS)) as usize & ((1 << ASK_HOME_BITS) - 1)
+/// The first place where a culprit may be.
+pub(super) const fn home(what: u64, rip: u64) -> usize {
+    let spread = what
+        .wrapping_mul(SPREAD)
+        .wrapping_add(rip.wrapping_mul(SPREAD_RIP));
+    let half = if what & what::LARGE == 0 {
+        UPPER_HALF
+    } else {
+        0
+    };
+    ((spread >> SPREAD_SHIFT & (UPPER_HALF - 1)) + half) as usize
 }
 
 /// A slot's histogram, as a shift: 32 buckets of 8 bytes; and a vCPU's.
@@ -171,8 +205,13 @@ impl Sizes {
         self.records << MARK_SHIFT
     }
 
-    pub(super) const fn asks(self) -> usize {
-        self.records * ASK_BLOCK
+    pub(super) const fn culprits(self) -> usize {
+        self.records * BLOCK
+    }
+
+    /// Offset of the last culprit of all from the first.
+    pub(super) const fn last_place(self) -> u64 {
+        (self.culprits() - FIRST_PLACE - (1 << PLACE_SHIFT)) as u64
     }
 
     pub(super) const fn histogram(self) -> usize {
@@ -182,11 +221,12 @@ impl Sizes {
 
 const _: () = {
     assert!(SLOTS << ROW_SHIFT <= RECORD);
-    assert!(header::THREAD + 8 <= 1 << HEADER_SHIFT);
+    assert!(header::OPEN_PLACE + 8 <= 1 << HEADER_SHIFT);
     // Records are whole pages: no byte of the host's shares one with them.
     assert!(RECORD.is_multiple_of(4096));
     assert!(row::MAX_NS + 8 <= 1 << ROW_SHIFT);
     assert!(SLOTS << BUCKETS_SHIFT <= 1 << HISTOGRAM_SHIFT);
     assert!(super::BUCKETS * 8 == 1 << BUCKETS_SHIFT);
-    assert!(AskKind::ALL.len() * 8 <= ASKS);
+    assert!(SLOTS * 8 <= NO_KEY - NO_ROOM && SLOTS * 8 <= FIRST_PLACE - NO_KEY);
+    assert!(SLOTS <= what::SLOT as usize);
 };

@@ -1,9 +1,9 @@
 //! The kernel-side ledger: BPF programs on KVM's tracepoints count and time every exit of this
 //! VM's vCPUs, in maps that are updated in place. Nothing is streamed, nothing can be lost.
 
-pub mod asks;
 mod asm;
 mod bpf;
+pub mod culprits;
 #[cfg(test)]
 mod disasm;
 pub mod error;
@@ -12,6 +12,7 @@ mod layout;
 mod open;
 mod programs;
 pub mod slots;
+pub mod stop;
 #[cfg(test)]
 mod tests;
 mod tracefs;
@@ -24,7 +25,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
-pub use asks::{Ask, AskKind, TimeDriven};
+pub use culprits::Culprit;
 pub use error::{EnlistError, KernelLedgerError};
 pub use slots::SLOTS;
 
@@ -102,6 +103,8 @@ pub struct Options<'a> {
     pub kvm: KvmKind,
     /// How many vCPUs the VM has.
     pub vcpus: u32,
+    /// How much memory, bytes: its RAM is told from what is none.
+    pub memory: u64,
     /// Where tracefs is mounted, if not where it is looked for.
     pub tracefs: Option<&'a Path>,
 }
@@ -208,7 +211,7 @@ pub struct KernelLedger {
     /// Read-only for good; the programs alone write it.
     ledger: Mapping,
     marks: Mapping,
-    asks: Mapping,
+    culprits: Mapping,
     histogram: Option<Mapping>,
     enlister: Program,
     /// Two threads with one place in the table must not both find it free.
@@ -263,7 +266,7 @@ impl KernelLedger {
     }
 
     /// Forgets all exits of all vCPUs, none of which may be running: what boots next is counted from
-    /// 0. What was asked for, and histograms, stay. Once capabilities are dropped, kernels before
+    /// 0. Culprits and histograms stay. Once capabilities are dropped, kernels before
     /// 5.19 refuse this.
     pub fn clear(&self) -> Result<(), EnlistError> {
         (0..self.vcpus).try_for_each(|vcpu| self.enlisting(vcpu, enlisting::CLEAR))
@@ -378,25 +381,22 @@ impl KernelLedger {
         }
     }
 
-    /// A vCPU's block of asks; empty if there is no such vCPU.
+    /// A vCPU's block of culprits; empty if there is no such vCPU.
     fn block(&self, vcpu: u32) -> &[AtomicU64] {
         let vcpu = vcpu as usize;
-        let words = layout::ASK_BLOCK / 8;
+        let words = layout::BLOCK / 8;
         if vcpu < self.sizes.records {
-            &self.asks.words()[vcpu * words..][..words]
+            &self.culprits.words()[vcpu * words..][..words]
         } else {
             &[]
         }
     }
 
-    /// What the vCPU asked for, sorted; last in each kind what found no room in the table, if any.
-    pub fn asks(&self, vcpu: u32) -> Vec<Ask> {
-        asks::collect(self.block(vcpu))
-    }
-
-    /// The vCPU's asks that depend on time. No system call, no allocation.
-    pub fn time_driven(&self, vcpu: u32) -> TimeDriven {
-        TimeDriven::read(self.block(vcpu))
+    /// What the vCPU exited for, and from where. It adds up to its exits, slot by slot, unless the vCPU
+    /// runs meanwhile.
+    pub fn culprits(&self, vcpu: u32) -> Vec<Culprit> {
+        let pending = self.header(vcpu, header::PENDING);
+        culprits::collect(self.kvm, self.block(vcpu), pending)
     }
 
     /// How long the vCPU's exits of a slot took, the profiler's own included: bucket n counts those

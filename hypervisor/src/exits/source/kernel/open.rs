@@ -6,16 +6,17 @@ use std::sync::Mutex;
 
 use exit_abi::reason::Reason;
 
-use super::asks::{self, AskKind};
 use super::asm::{Asm, Insn, Map, MapFds};
 use super::bpf::{self, ArrayMap, Kind, Program};
+use super::culprits;
 use super::error::KernelLedgerError as Error;
 use super::format::Field;
 use super::layout::{self, Sizes, header, row};
-use super::programs::{self, ExitFields, Vm};
-use super::slots::SLOTS;
+use super::programs::{self, ExitFields, Key, Ram, Role, Vm};
+use super::slots::{self, SLOTS};
 use super::tracefs::Tracefs;
 use super::{Attached, KernelLedger, Level, Options};
+use crate::layout as guest_layout;
 use crate::profile::KvmKind;
 
 /// Opens the ledger; nothing is attached unless everything is.
@@ -32,6 +33,7 @@ pub(super) fn open(options: &Options) -> Result<KernelLedger, Error> {
         tgid: whoami()?,
         vcpus,
         sizes: Sizes::of(vcpus),
+        ram: ram(options.memory),
     };
     let plans = if kvm == KvmKind::Software {
         emulated(&tracefs, &vm)?
@@ -39,7 +41,7 @@ pub(super) fn open(options: &Options) -> Result<KernelLedger, Error> {
         hardware(&tracefs, &vm, kvm, level)?
     };
 
-    let maps = Maps::create(vm.sizes, level)?;
+    let maps = Maps::create(vm.sizes, level, kvm)?;
     let fds = maps.fds();
     let enlister = load("enlist", Kind::RawTracepoint, programs::enlist(&vm), &fds)?;
     let attached = plans
@@ -55,7 +57,7 @@ pub(super) fn open(options: &Options) -> Result<KernelLedger, Error> {
         sizes: vm.sizes,
         ledger: maps.ledger.map(false).map_err(failed)?,
         marks: maps.marks.map(true).map_err(failed)?,
-        asks: maps.asks.map(false).map_err(failed)?,
+        culprits: maps.culprits.map(false).map_err(failed)?,
         histogram: match &maps.histogram {
             Some(histogram) => Some(histogram.map(false).map_err(failed)?),
             None => None,
@@ -70,17 +72,17 @@ pub(super) fn open(options: &Options) -> Result<KernelLedger, Error> {
 struct Maps {
     ledger: ArrayMap,
     marks: ArrayMap,
-    asks: ArrayMap,
+    culprits: ArrayMap,
     histogram: Option<ArrayMap>,
 }
 
 impl Maps {
-    fn create(sizes: Sizes, level: Level) -> Result<Self, Error> {
+    fn create(sizes: Sizes, level: Level, kvm: KvmKind) -> Result<Self, Error> {
         let create = |size| ArrayMap::create(size).map_err(|e| bpf_error("make a map (bpf)", e));
         let maps = Self {
             ledger: create(sizes.ledger())?,
             marks: create(sizes.marks())?,
-            asks: create(sizes.asks())?,
+            culprits: create(sizes.culprits())?,
             histogram: match level {
                 Level::Histogram => Some(create(sizes.histogram())?),
                 Level::Counts | Level::Cycles => None,
@@ -91,11 +93,12 @@ impl Maps {
                 .map_err(|e| bpf_error("fill a map (bpf)", e))
         };
         fill(&maps.ledger, &fresh_records(sizes))?;
-        fill(&maps.asks, &asks::fresh_block().repeat(sizes.records))?;
+        let block = culprits::fresh_block(kvm);
+        fill(&maps.culprits, &block.repeat(sizes.records))?;
         // All but the marks, which are ours to write.
         let frozen = [
             Some(&maps.ledger),
-            Some(&maps.asks),
+            Some(&maps.culprits),
             maps.histogram.as_ref(),
         ];
         for map in frozen.into_iter().flatten() {
@@ -110,7 +113,7 @@ impl Maps {
             let map = match map {
                 Map::Ledger => Some(&self.ledger),
                 Map::Marks => Some(&self.marks),
-                Map::Asks => Some(&self.asks),
+                Map::Culprits => Some(&self.culprits),
                 Map::Histogram => self.histogram.as_ref(),
             };
             map.map_or(-1, ArrayMap::as_raw_fd)
@@ -138,7 +141,7 @@ pub(super) fn fresh_records(sizes: Sizes) -> Vec<u64> {
 }
 
 /// Where a program goes.
-enum Place {
+pub(super) enum Place {
     /// A tracepoint: programs see its record.
     Tracepoint(u64),
     /// A raw tracepoint: programs see its arguments.
@@ -146,14 +149,14 @@ enum Place {
 }
 
 /// A program, and where it goes.
-struct Plan {
-    event: &'static str,
-    place: Place,
-    asm: Asm,
+pub(super) struct Plan {
+    pub(super) event: &'static str,
+    pub(super) place: Place,
+    pub(super) asm: Asm,
 }
 
 impl Plan {
-    fn carry_out(self, fds: &MapFds) -> Result<Attached, Error> {
+    pub(super) fn carry_out(self, fds: &MapFds) -> Result<Attached, Error> {
         let kind = match self.place {
             Place::Tracepoint(_) => Kind::Tracepoint,
             Place::Raw(_) => Kind::RawTracepoint,
@@ -179,6 +182,21 @@ impl Plan {
     }
 }
 
+/// Where guest RAM above 1 MiB lies, by pages.
+fn ram(memory: u64) -> Ram {
+    let mut ram = Ram::default();
+    for (start, length) in guest_layout::guest_ram(memory) {
+        let page = |address: u64| address >> layout::PAGE_SHIFT;
+        let pages = (page(start), page(start + length));
+        match start {
+            guest_layout::HIGH_START => ram.low = pages,
+            guest_layout::HOLE_END => ram.high = pages,
+            _ => {}
+        }
+    }
+    ram
+}
+
 /// What counts hardware's exits.
 fn hardware(tracefs: &Tracefs, vm: &Vm, kvm: KvmKind, level: Level) -> Result<Vec<Plan>, Error> {
     let event = tracefs.event("kvm_exit")?;
@@ -186,6 +204,9 @@ fn hardware(tracefs: &Tracefs, vm: &Vm, kvm: KvmKind, level: Level) -> Result<Ve
         vcpu_id: event.field("vcpu_id", &[4])?,
         exit_reason: event.field("exit_reason", &[4, 8])?,
         info1: event.field("info1", &[8])?,
+        info2: event.field("info2", &[8])?,
+        intr_info: event.field("intr_info", &[4])?,
+        rip: event.field("guest_rip", &[8])?,
     };
     let mut plans = Vec::new();
     if level >= Level::Cycles {
@@ -195,8 +216,43 @@ fn hardware(tracefs: &Tracefs, vm: &Vm, kvm: KvmKind, level: Level) -> Result<Ve
             asm: programs::entry(vm, level),
         });
     }
-    for name in ["kvm_msr", "kvm_pio"] {
-        plans.push(traced(tracefs, vm, name, None)?);
+    let reason = |reason: Reason| u64::from(reason.number());
+    let (cpuid, msrs) = match kvm {
+        KvmKind::Amd => (
+            slots::SVM_CPUID,
+            (slots::SVM_MSR, slots::SVM_MSR_WRITE as u64),
+        ),
+        _ => (
+            reason(Reason::CPUID),
+            (reason(Reason::RDMSR), reason(Reason::WRMSR)),
+        ),
+    };
+    // On AMD, Linux before 6.2 traces an exit when it begins to handle it, and some writes of MSRs are
+    // done by then. An open exit tells the one from the other, and there is one only if exits are timed.
+    let msr = match kvm {
+        KvmKind::Amd if level >= Level::Cycles => Role::Around,
+        _ => Role::After,
+    };
+    let mut keys = vec![
+        ("kvm_msr", msrs, msr),
+        ("kvm_cpuid", (cpuid, cpuid), Role::After),
+    ];
+    // AMD's record of the exit has the address itself.
+    if kvm != KvmKind::Amd {
+        let fault = reason(Reason::EPT_VIOLATION);
+        let mmio = reason(Reason::EPT_MISCONFIG);
+        keys.push(("kvm_page_fault", (fault, fault), Role::After));
+        keys.push(("kvm_mmio", (mmio, mmio), Role::After));
+    }
+    for (name, slots, role) in keys {
+        plans.push(traced(
+            tracefs,
+            vm,
+            name,
+            slots,
+            role,
+            level >= Level::Cycles,
+        )?);
     }
     plans.push(Plan {
         event: "kvm_exit",
@@ -232,12 +288,14 @@ pub(super) fn is_emulated_for(reason: Reason) -> bool {
 fn emulated(tracefs: &Tracefs, vm: &Vm) -> Result<Vec<Plan>, Error> {
     EMULATED
         .into_iter()
-        .map(|(name, read, write)| traced(tracefs, vm, name, Some((read, write))))
+        .map(|(name, read, write)| {
+            let slots = (read.number().into(), write.number().into());
+            traced(tracefs, vm, name, slots, Role::Emulated, false)
+        })
         .collect()
 }
 
-/// A program on one of KVM's other tracepoints: counts it as an exit if it has reasons, and keeps
-/// what was asked for.
+/// A program on one of KVM's other tracepoints: tells the key of an exit, or counts what is none.
 ///
 /// They are attached raw: that costs each event less than half, and to close a classic one takes the
 /// kernel a grace period of RCU (60 ms and more). Their arguments are their fields, in the same
@@ -246,74 +304,70 @@ fn traced(
     tracefs: &Tracefs,
     vm: &Vm,
     name: &'static str,
-    reasons: Option<(Reason, Reason)>,
+    slots: (u64, u64),
+    role: Role,
+    timed: bool,
 ) -> Result<Plan, Error> {
     let event = tracefs.event(name)?;
-    let word = |field| event.field(field, &[4]);
-    let argument = |n: usize, size| Field {
-        offset: n * 8,
-        size,
+    // The first fields of a known order, and the tracepoint by its raw name.
+    let (order, raw): (&[&str], &CStr) = match name {
+        "kvm_msr" => (&["write", "ecx"], c"kvm_msr"),
+        "kvm_pio" => (&["rw", "port"], c"kvm_pio"),
+        "kvm_cpuid" => (&["function", "index"], c"kvm_cpuid"),
+        "kvm_mmio" => (&["type", "len", "gpa"], c"kvm_mmio"),
+        // The first two are of the vCPU, which is the first argument.
+        "kvm_page_fault" => (
+            &["vcpu_id", "guest_rip", "fault_address"],
+            c"kvm_page_fault",
+        ),
+        _ => (&["nr"], c"kvm_hypercall"),
     };
-    let does = |direction, index, first| programs::Event {
-        direction: Some(direction),
-        reasons,
-        ask: Some((first, index)),
-        unless: None,
+    let is_raw = event.starts_with(order);
+    let field = |field: &str, argument: usize, size| match is_raw {
+        true => Ok(Field {
+            offset: argument * 8,
+            size,
+        }),
+        false => event.field(field, &[size]),
     };
-    let (place, does) = match name {
-        "kvm_msr" if event.starts_with(&["write", "ecx"]) => (
-            Place::Raw(c"kvm_msr"),
-            does(argument(0, 8), argument(1, 4), AskKind::MsrRead),
-        ),
-        "kvm_msr" => (
-            Place::Tracepoint(event.id),
-            does(word("write")?, word("ecx")?, AskKind::MsrRead),
-        ),
-        "kvm_pio" if event.starts_with(&["rw", "port"]) => (
-            Place::Raw(c"kvm_pio"),
-            does(argument(0, 8), argument(1, 4), AskKind::PortIn),
-        ),
-        "kvm_pio" => (
-            Place::Tracepoint(event.id),
-            does(word("rw")?, word("port")?, AskKind::PortIn),
-        ),
-        _ => {
-            let raw = match name {
-                "kvm_cpuid" if event.starts_with(&["function", "index"]) => Some(c"kvm_cpuid"),
-                "kvm_mmio" if event.starts_with(&["type", "len", "gpa"]) => Some(c"kvm_mmio"),
-                "kvm_hypercall" if event.starts_with(&["nr"]) => Some(c"kvm_hypercall"),
-                _ => None,
-            };
-            let first = |field| match raw {
-                Some(_) => Ok(argument(0, 4)),
-                None => word(field),
-            };
-            let does = programs::Event {
-                reasons,
-                ask: match name {
-                    "kvm_cpuid" => Some((AskKind::CpuidLeaf, first("function")?)),
-                    _ => None,
-                },
-                // A read that leaves for user space is traced then (type 0), and when it is
-                // answered (1); one that KVM answers itself, once (1).
-                unless: match name {
-                    "kvm_mmio" => Some((first("type")?, 0)),
-                    _ => None,
-                },
-                direction: None,
-            };
-            (raw.map_or(Place::Tracepoint(event.id), Place::Raw), does)
-        }
+    // A direction is looked at whole: what is no direction is found out.
+    let direction = |name| field(name, 0, if is_raw { 8 } else { 4 });
+    let does = programs::Event {
+        direction: match name {
+            "kvm_msr" => Some(direction("write")?),
+            "kvm_pio" => Some(direction("rw")?),
+            _ => None,
+        },
+        // A read that leaves for user space is traced then (type 0), and when it is answered (1); one
+        // that KVM answers itself, once (1).
+        unless: match (name, role) {
+            ("kvm_mmio", Role::Emulated) => Some((field("type", 0, 4)?, 0)),
+            _ => None,
+        },
+        slots,
+        key: match name {
+            "kvm_msr" => Some(Key::Number(field("ecx", 1, 4)?)),
+            "kvm_pio" => Some(Key::Port(field("port", 1, 4)?)),
+            "kvm_cpuid" => Some(Key::Number(field("function", 0, 4)?)),
+            "kvm_mmio" => Some(Key::Page(field("gpa", 2, 8)?)),
+            "kvm_page_fault" => Some(Key::Page(field("fault_address", 1, 8)?)),
+            _ => None,
+        },
+        role,
+        timed,
     };
     Ok(Plan {
         event: name,
-        place,
+        place: match is_raw {
+            true => Place::Raw(raw),
+            false => Place::Tracepoint(event.id),
+        },
         asm: programs::event(vm, &does),
     })
 }
 
 /// This process's id as programs see it: in a PID namespace getpid() is another.
-fn whoami() -> Result<u32, Error> {
+pub(super) fn whoami() -> Result<u32, Error> {
     let none = [-1; Map::ALL.len()];
     let program = load("whoami", Kind::RawTracepoint, programs::whoami(), &none)?;
     let id = program.run(&[]);
@@ -346,7 +400,7 @@ fn is_denied(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPERM)
 }
 
-fn bpf_error(operation: &'static str, source: io::Error) -> Error {
+pub(super) fn bpf_error(operation: &'static str, source: io::Error) -> Error {
     if is_denied(&source) {
         return Error::BpfDenied;
     }

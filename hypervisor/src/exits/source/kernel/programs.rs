@@ -7,14 +7,13 @@
 use exit_abi::reason::Reason;
 
 use super::Level;
-use super::asks::AskKind;
 use super::asm::{Asm, Helper, If, Label, Map, Op, Reg, Width};
 use super::format::Field;
-use super::layout::{self, Sizes, header, mark, row, thread};
+use super::layout::{self, Sizes, header, mark, row, thread, what};
 use super::slots::{self, OTHER, SLOTS};
 use crate::profile::KvmKind;
 
-use Reg::{R0, R1, R2, R3, R4, R5, R6};
+use Reg::{R0, R1, R2, R3, R4, R5, R6, R7, R8};
 
 /// Whose vCPUs are counted.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +24,18 @@ pub(super) struct Vm {
     pub(super) vcpus: u32,
     /// The maps.
     pub(super) sizes: Sizes,
+    /// Where its RAM above 1 MiB lies.
+    pub(super) ram: Ram,
+}
+
+/// Guest RAM above 1 MiB, by pages: first, and the one after the last. Its pages are told apart by 2 MiB,
+/// all others by 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ram {
+    /// Below the device hole.
+    pub(super) low: (u64, u64),
+    /// From 4 GiB on; empty if there is none.
+    pub(super) high: (u64, u64),
 }
 
 impl Vm {
@@ -47,8 +58,14 @@ impl Vm {
 pub(super) struct ExitFields {
     pub(super) vcpu_id: Field,
     pub(super) exit_reason: Field,
-    /// SVM: EXITINFO1.
+    /// SVM: EXITINFO1; VMX: the exit qualification.
     pub(super) info1: Field,
+    /// SVM: EXITINFO2.
+    pub(super) info2: Field,
+    /// VMX: the VM-exit interruption information.
+    pub(super) intr_info: Field,
+    /// The guest's instruction pointer.
+    pub(super) rip: Field,
 }
 
 /// Loads a field of the record at `R6`. Its size has been checked.
@@ -92,20 +109,23 @@ pub(super) fn exit(vm: &Vm, kvm: KvmKind, level: Level, fields: &ExitFields) -> 
         }
     };
 
+    // R8 = the slot, R7 = the vCPU's header, R2 = the row
     asm.place(count);
+    asm.op(Op::Move, R8, R2);
     asm.op_imm(Op::ShiftLeft, R2, layout::ROW_SHIFT.into());
     asm.op(Op::Add, R2, R3);
+    header_of_record(&mut asm, vm, R7, R3);
     if level >= Level::Cycles {
-        header_of_record(&mut asm, vm, R6, R3);
-        asm.store(Width::D, R6, header::OPEN_ROW, R2);
+        asm.store(Width::D, R7, header::OPEN_ROW, R2);
     }
     asm.map_value(R1, Map::Ledger, 0);
     asm.op(Op::Add, R2, R1);
     asm.increment(R2, row::EXITS, R1);
+    culprit(&mut asm, vm, kvm, level, fields);
     if level >= Level::Cycles {
         // Last, so that the exit's time does not contain this program.
         asm.call(Helper::KtimeGetNs);
-        asm.store(Width::D, R6, header::OPEN_NS, R0);
+        asm.store(Width::D, R7, header::OPEN_NS, R0);
     }
     asm.place(out);
     asm.finish_with(0);
@@ -302,6 +322,13 @@ pub(super) fn entry(vm: &Vm, level: Level) -> Asm {
     asm.op(Op::Add, R2, R1);
     asm.increment(R2, row::TIMED, R1);
     asm.accumulate(R2, row::NS, R0, R1);
+    let nobody = asm.label();
+    asm.load(Width::D, R3, R6, header::OPEN_PLACE);
+    asm.jump_if_imm(If::Above, R3, vm.sizes.last_place(), nobody);
+    asm.map_value(R1, Map::Culprits, 0);
+    asm.op(Op::Add, R3, R1);
+    asm.accumulate(R3, layout::FIRST_PLACE + layout::PLACE_NS, R0, R1);
+    asm.place(nobody);
 
     // R4 = the vCPU's mark, R3 = what it says
     asm.load(Width::D, R3, R6, header::MARK);
@@ -372,23 +399,53 @@ pub(super) fn bucket(asm: &mut Asm, vm: &Vm) {
     asm.place(done);
 }
 
+/// What a key is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    /// The number itself.
+    Number(Field),
+    /// A port, with the direction.
+    Port(Field),
+    /// The page of a guest-physical address.
+    Page(Field),
+}
+
 /// What a program on another tracepoint of KVM's does.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Event {
-    /// A field that is 0 for a read and 1 for a write. A write's kind follows the read's.
+    /// A field that is 0 for a read and 1 for a write.
     pub(super) direction: Option<Field>,
     /// Events whose field has this value are passed over.
     pub(super) unless: Option<(Field, u64)>,
-    /// The reasons whose slots count it as an exit: of a read, and (not a lower one) of a write.
-    pub(super) reasons: Option<(Reason, Reason)>,
-    /// What was asked for: of which kind, and the field that tells which one.
-    pub(super) ask: Option<(AskKind, Field)>,
+    /// The slots of a read, and (not a lower one) of a write.
+    pub(super) slots: (u64, u64),
+    /// What the exit was for.
+    pub(super) key: Option<Key>,
+    /// Where it stands to the exit.
+    pub(super) role: Role,
+    /// Whether exits are timed.
+    pub(super) timed: bool,
+}
+
+/// What an event is to its exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It is all that there is, and counts as one.
+    Emulated,
+    /// It comes after the exit and tells its key.
+    After,
+    /// The same, but a write's can come before it.
+    Around,
 }
 
 /// On a tracepoint that a vCPU's own thread passes.
 pub(super) fn event(vm: &Vm, event: &Event) -> Asm {
     let mut asm = Asm::new();
     let (out, foreign, stray) = (asm.label(), asm.label(), asm.label());
+    let unmatched = match event.role {
+        Role::Around => asm.label(),
+        Role::After | Role::Emulated => out,
+    };
     asm.op(Op::Move, R6, R1);
     asm.call(Helper::GetCurrentPidTgid);
     thread_place(&mut asm, vm);
@@ -398,32 +455,60 @@ pub(super) fn event(vm: &Vm, event: &Event) -> Asm {
         load_field(&mut asm, R1, field);
         asm.jump_if_imm(If::Eq, R1, value, out);
     }
-    // R4 = the direction
+    // R8 = the slot, R5 = the direction
+    let (read, write) = event.slots;
     if let Some(direction) = event.direction {
-        load_field(&mut asm, R4, direction);
+        load_field(&mut asm, R5, direction);
         // Were it something else, the event would not be what it is taken for.
-        asm.jump_if_imm(If::Above, R4, 1, stray);
+        asm.jump_if_imm(If::Above, R5, 1, stray);
+        asm.op(Op::Move, R8, R5);
+        asm.op_imm(Op::Mul, R8, write - read);
+        asm.op_imm(Op::Add, R8, read);
     } else {
-        asm.op_imm(Op::Move, R4, 0);
+        asm.op_imm(Op::Move, R8, read);
     }
-    if let Some((read, write)) = event.reasons {
-        let [read, write] = [read, write].map(|reason| reason.index() << layout::ROW_SHIFT);
-        header_of_thread(&mut asm, vm, R3);
-        asm.op_imm(Op::ShiftLeft, R3, RECORD_OVER_HEADER.into());
-        asm.map_value(R1, Map::Ledger, 0);
-        asm.op(Op::Add, R3, R1);
-        if write > read {
-            asm.op(Op::Move, R1, R4);
-            asm.op_imm(Op::Mul, R1, (write - read) as u64);
-            asm.op(Op::Add, R3, R1);
+    // R3 = the header's offset, R7 = the header
+    header_of_thread(&mut asm, vm, R3);
+    asm.map_value(R7, Map::Ledger, vm.sizes.headers());
+    asm.op(Op::Add, R7, R3);
+    match event.role {
+        Role::Emulated => {
+            asm.op(Op::Move, R4, R3);
+            asm.op_imm(Op::ShiftLeft, R4, RECORD_OVER_HEADER.into());
+            asm.map_value(R1, Map::Ledger, 0);
+            asm.op(Op::Add, R4, R1);
+            asm.op(Op::Move, R1, R8);
+            asm.op_imm(Op::ShiftLeft, R1, layout::ROW_SHIFT.into());
+            asm.op(Op::Add, R4, R1);
+            asm.increment(R4, row::EXITS, R1);
+            asm.op_imm(Op::Move, R2, 0);
         }
-        asm.increment(R3, read + row::EXITS, R1);
+        // R2 = where the exit was
+        Role::After | Role::Around => {
+            asm.op(Op::Move, R1, R8);
+            asm.op_imm(Op::Or, R1, what::USED);
+            asm.load(Width::D, R2, R7, header::PENDING);
+            asm.jump_if(If::NotEq, R1, R2, unmatched);
+            asm.store_imm(Width::D, R7, header::PENDING, 0);
+            asm.load(Width::D, R2, R7, header::PENDING_RIP);
+        }
     }
-    if let Some((first, index)) = event.ask {
-        ask(&mut asm, vm, first, index);
-    }
+    block_of(&mut asm, R3, layout::HEADER_SHIFT);
+    key(&mut asm, vm, event.key);
+    enter(&mut asm, event.timed);
     asm.place(out);
     asm.finish_with(0);
+
+    if event.role == Role::Around {
+        asm.place(unmatched);
+        // No exit is open: this one's is yet to come.
+        asm.load(Width::D, R1, R7, header::OPEN_NS);
+        asm.jump_if_imm(If::NotEq, R1, header::CLOSED, out);
+        asm.jump_if_imm(If::NotEq, R8, write, out);
+        key(&mut asm, vm, event.key);
+        asm.store(Width::D, R7, header::EARLY, R1);
+        asm.jump(out);
+    }
 
     asm.place(foreign);
     asm.op_imm(Op::ShiftRight, R0, 32);
@@ -434,48 +519,284 @@ pub(super) fn event(vm: &Vm, event: &Event) -> Asm {
     asm
 }
 
-/// Counts what was asked for; `R2` is the thread's place, `R4` the direction.
-fn ask(asm: &mut Asm, vm: &Vm, first: AskKind, index: Field) {
-    // R3 = the vCPU's block
-    asm.load(Width::W, R2, R2, thread::VCPU);
-    asm.op_imm(Op::And, R2, vm.vcpu_mask());
-    asm.op_imm(Op::Mul, R2, layout::ASK_BLOCK as u64);
-    asm.map_value(R3, Map::Asks, 0);
-    asm.op(Op::Add, R3, R2);
-
-    // R4 = the kind's code, R5 = the key's home, as `layout::ask_home` has it
-    asm.op_imm(Op::Add, R4, layout::ask_code(first));
-    load_field(asm, R1, index);
-    asm.op(Op::Move, R5, R1);
-    asm.op_imm(Op::ShiftLeft, R5, 3);
-    asm.op(Op::Add, R5, R4);
-    asm.op_imm(Op::Mul, R5, layout::ASK_SPREAD);
-    asm.op_imm(Op::ShiftRight, R5, u64::from(32 - layout::ASK_HOME_BITS));
-    asm.op_imm(Op::And, R5, (1 << layout::ASK_HOME_BITS) - 1);
-    asm.op_imm(Op::ShiftLeft, R5, layout::ASK_SHIFT.into());
-    asm.op(Op::Add, R5, R3);
-
-    // R1 = the key
-    asm.op(Op::Move, R2, R4);
-    asm.op_imm(Op::ShiftLeft, R2, layout::ASK_KIND_SHIFT.into());
-    asm.op(Op::Or, R1, R2);
-
-    let (known, new, done) = (asm.label(), asm.label(), asm.label());
-    for _ in 0..layout::ASK_PROBES {
-        asm.load(Width::D, R0, R5, layout::ASKS);
-        asm.jump_if(If::Eq, R0, R1, known);
-        asm.jump_if_imm(If::Eq, R0, 0, new);
-        asm.op_imm(Op::Add, R5, 1 << layout::ASK_SHIFT);
+/// `R1` = the culprit of the slot in `R8`, with the key of the event at `R6`, whose direction is in `R5`.
+/// Destroys R4 and R5.
+fn key(asm: &mut Asm, vm: &Vm, key: Option<Key>) {
+    let keyed = what::USED | what::KEYED;
+    match key {
+        None => {
+            asm.op(Op::Move, R1, R8);
+            asm.op_imm(Op::Or, R1, what::USED);
+            return;
+        }
+        Some(Key::Number(field)) => load_field(asm, R1, field),
+        Some(Key::Port(field)) => {
+            load_field(asm, R1, field);
+            asm.op_imm(Op::And, R1, 0xFFFF);
+            // A read is 0.
+            let write = asm.label();
+            asm.jump_if_imm(If::NotEq, R5, 0, write);
+            asm.op_imm(Op::Or, R1, what::IN);
+            asm.place(write);
+        }
+        Some(Key::Page(field)) => {
+            load_field(asm, R1, field);
+            return page(asm, vm);
+        }
     }
-    asm.op_imm(Op::Sub, R4, 1);
-    asm.op_imm(Op::ShiftLeft, R4, 3);
-    asm.op(Op::Add, R3, R4);
-    asm.increment(R3, 0, R1);
+    asm.op_imm(Op::ShiftLeft, R1, layout::what::KEY_SHIFT.into());
+    asm.op_imm(Op::Or, R1, keyed);
+    asm.op(Op::Or, R1, R8);
+}
+
+/// `R1` = the culprit of the slot in `R8`, for the guest-physical address in `R1`.
+fn page(asm: &mut Asm, vm: &Vm) {
+    let (small, large, done) = (asm.label(), asm.label(), asm.label());
+    let keyed = what::USED | what::KEYED;
+    asm.op_imm(Op::ShiftRight, R1, layout::PAGE_SHIFT.into());
+    let Ram { low, high } = vm.ram;
+    for (first, end) in [low, high].into_iter().filter(|(first, end)| first < end) {
+        asm.jump_if_imm(If::Below, R1, first, small);
+        asm.jump_if_imm(If::Below, R1, end, large);
+    }
+    asm.place(small);
+    asm.op_imm(Op::ShiftLeft, R1, what::KEY_SHIFT.into());
+    asm.op_imm(Op::Or, R1, keyed);
+    asm.jump(done);
+    asm.place(large);
+    asm.op_imm(Op::And, R1, !(layout::LARGE_PAGES - 1));
+    asm.op_imm(Op::ShiftLeft, R1, what::KEY_SHIFT.into());
+    asm.op_imm(Op::Or, R1, keyed | what::LARGE);
+    asm.place(done);
+    asm.op(Op::Or, R1, R8);
+}
+
+/// `R3` = the vCPU's block, from its number times 2^`shift`. Destroys R1.
+fn block_of(asm: &mut Asm, offset: Reg, shift: u32) {
+    const { assert!(layout::BLOCK.is_multiple_of(64)) };
+    asm.op_imm(Op::ShiftRight, offset, shift.into());
+    asm.op_imm(Op::Mul, offset, layout::BLOCK as u64);
+    asm.map_value(R1, Map::Culprits, 0);
+    asm.op(Op::Add, offset, R1);
+}
+
+/// On kvm_exit: enters whom the exit of the slot in `R8` is due to, as far as its record at `R6` tells;
+/// `R3` is the record's offset, `R7` the header.
+fn culprit(asm: &mut Asm, vm: &Vm, kvm: KvmKind, level: Level, fields: &ExitFields) {
+    let (flush, flushed, done) = (asm.label(), asm.label(), asm.label());
+    let (io, faulted, later, nowhere, plain, found) = (
+        asm.label(),
+        asm.label(),
+        asm.label(),
+        asm.label(),
+        asm.label(),
+        asm.label(),
+    );
+    block_of(asm, R3, layout::RECORD_SHIFT);
+    asm.load(Width::D, R1, R7, header::PENDING);
+    asm.jump_if_imm(If::NotEq, R1, 0, flush);
+    asm.place(flushed);
+    load_field(asm, R2, fields.rip);
+    let keyed = what::USED | what::KEYED;
+    let (vector, register, early) = (asm.label(), asm.label(), asm.label());
+    if kvm == KvmKind::Amd {
+        asm.jump_if_imm(If::Eq, R8, slots::SVM_IOIO, io);
+        for fault in [slots::SVM_NPF_RESERVED, slots::SVM_HIGH] {
+            asm.jump_if_imm(If::Eq, R8, fault as u64, faulted);
+        }
+        asm.jump_if_imm(If::Eq, R8, slots::SVM_MSR_WRITE as u64, early);
+        asm.jump_if_imm(If::Eq, R8, slots::SVM_MSR, later);
+        asm.jump_if_imm(If::Eq, R8, slots::SVM_CPUID, later);
+        for driven in [slots::SVM_INTR, slots::SVM_VINTR, slots::SVM_NMI] {
+            asm.jump_if_imm(If::Eq, R8, driven, nowhere);
+        }
+    } else {
+        let is = |asm: &mut Asm, reason: Reason, then| {
+            asm.jump_if_imm(If::Eq, R8, reason.number().into(), then);
+        };
+        is(asm, Reason::IO, io);
+        for reason in [
+            Reason::WRMSR,
+            Reason::RDMSR,
+            Reason::CPUID,
+            Reason::EPT_MISCONFIG,
+            Reason::EPT_VIOLATION,
+        ] {
+            is(asm, reason, later);
+        }
+        asm.jump_if_imm(If::Eq, R8, slots::VMX_PREEMPTION_TIMER, nowhere);
+        is(asm, Reason::EXTERNAL_INTERRUPT, vector);
+        is(asm, Reason::EXCEPTION, vector);
+        is(asm, Reason::CR_ACCESS, register);
+        for driven in [Reason::INTERRUPT_WINDOW, Reason::NMI_WINDOW] {
+            is(asm, driven, nowhere);
+        }
+    }
+    asm.jump(plain);
+
+    if kvm == KvmKind::Amd {
+        // AMD APM vol. 2, 15.10.2: bit 0 is 1 for IN, bits 31:16 are the port.
+        asm.place(io);
+        port(asm, fields.info1, |asm| {
+            asm.op_imm(Op::ShiftLeft, R4, 16);
+            asm.op_imm(Op::And, R4, what::IN);
+        });
+        asm.jump(found);
+        // 15.25.6: EXITINFO2 is the guest-physical address.
+        asm.place(faulted);
+        load_field(asm, R1, fields.info2);
+        page(asm, vm);
+        asm.jump(found);
+        asm.place(early);
+        if level >= Level::Cycles {
+            asm.load(Width::D, R1, R7, header::EARLY);
+            asm.jump_if_imm(If::Eq, R1, 0, later);
+            asm.store_imm(Width::D, R7, header::EARLY, 0);
+            asm.jump(found);
+        }
+        for unused in [vector, register] {
+            asm.place(unused);
+        }
+    } else {
+        // SDM vol. 3C, table 28-5: bit 3 is 1 for IN, bits 31:16 are the port.
+        asm.place(io);
+        port(asm, fields.info1, |asm| {
+            asm.op_imm(Op::ShiftLeft, R4, 13);
+            asm.op_imm(Op::And, R4, what::IN);
+        });
+        asm.jump(found);
+        // SDM vol. 3C, 25.9.2: the vector, if bit 31 says that there is one. An interrupt comes from
+        // anywhere: were it told from where, it alone would fill the table.
+        asm.place(vector);
+        load_field(asm, R1, fields.intr_info);
+        let interrupt = asm.label();
+        asm.jump_if_imm(
+            If::NotEq,
+            R8,
+            Reason::EXTERNAL_INTERRUPT.number().into(),
+            interrupt,
+        );
+        asm.op_imm(Op::Move, R2, 0);
+        asm.place(interrupt);
+        asm.op(Op::Move, R4, R1);
+        asm.op_imm(Op::ShiftRight, R4, 31);
+        asm.jump_if_imm(If::Eq, R4, 0, plain);
+        asm.op_imm(Op::And, R1, 0xFF);
+        asm.op_imm(Op::ShiftLeft, R1, what::KEY_SHIFT.into());
+        asm.op_imm(Op::Or, R1, keyed);
+        asm.op(Op::Or, R1, R8);
+        asm.jump(found);
+        // SDM vol. 3C, table 28-3: the register, and how it is accessed.
+        asm.place(register);
+        load_field(asm, R1, fields.info1);
+        asm.op_imm(Op::And, R1, 0x3F);
+        asm.op_imm(Op::ShiftLeft, R1, what::KEY_SHIFT.into());
+        asm.op_imm(Op::Or, R1, keyed);
+        asm.op(Op::Or, R1, R8);
+        asm.jump(found);
+        for unused in [faulted, early] {
+            asm.place(unused);
+        }
+    }
+
+    // Its key comes with another event.
+    asm.place(later);
+    asm.op_imm(Op::Or, R8, what::USED);
+    asm.store(Width::D, R7, header::PENDING, R8);
+    asm.store(Width::D, R7, header::PENDING_RIP, R2);
+    if level >= Level::Cycles {
+        asm.store_imm(Width::D, R7, header::OPEN_PLACE, layout::NO_PLACE);
+    }
+    asm.jump(done);
+
+    asm.place(flush);
+    asm.store_imm(Width::D, R7, header::PENDING, 0);
+    asm.op_imm(Op::And, R1, what::SLOT);
+    asm.op_imm(Op::ShiftLeft, R1, 3);
+    asm.op(Op::Add, R1, R3);
+    asm.increment(R1, layout::NO_KEY, R2);
+    asm.jump(flushed);
+
+    asm.place(nowhere);
+    asm.op_imm(Op::Move, R2, 0);
+    asm.place(plain);
+    asm.op(Op::Move, R1, R8);
+    asm.op_imm(Op::Or, R1, what::USED);
+    asm.place(found);
+    enter(asm, level >= Level::Cycles);
+    asm.place(done);
+}
+
+/// `R1` = the culprit of the slot in `R8`: a port, from bits 31:16 of a field and the direction that
+/// `is_in` leaves in `R4`.
+fn port(asm: &mut Asm, info: Field, is_in: impl Fn(&mut Asm)) {
+    load_field(asm, R1, info);
+    asm.op(Op::Move, R4, R1);
+    is_in(asm);
+    asm.op_imm(Op::ShiftRight, R1, 16);
+    asm.op_imm(Op::And, R1, 0xFFFF);
+    asm.op(Op::Or, R1, R4);
+    asm.op_imm(Op::ShiftLeft, R1, what::KEY_SHIFT.into());
+    asm.op_imm(Op::Or, R1, what::USED | what::KEYED);
+    asm.op(Op::Or, R1, R8);
+}
+
+/// Counts the culprit in `R1`, from the place in the guest in `R2`, in the block at `R3`; if it is to be
+/// timed, says so in the header at `R7`.
+fn enter(asm: &mut Asm, timed: bool) {
+    let (known, new, done) = (asm.label(), asm.label(), asm.label());
+    for is_last in [false, true] {
+        if is_last {
+            asm.op_imm(Op::Move, R2, 0);
+        }
+        // R5 = the first place, as `layout::home` has it
+        asm.op(Op::Move, R4, R1);
+        asm.op_imm(Op::Mul, R4, layout::SPREAD);
+        if !is_last {
+            asm.op(Op::Move, R5, R2);
+            asm.op_imm(Op::Mul, R5, layout::SPREAD_RIP);
+            asm.op(Op::Add, R4, R5);
+        }
+        asm.op_imm(Op::ShiftRight, R4, layout::SPREAD_SHIFT.into());
+        asm.op_imm(Op::And, R4, layout::UPPER_HALF - 1);
+        let lower = asm.label();
+        asm.jump_if_imm(If::Test, R1, what::LARGE, lower);
+        asm.op_imm(Op::Or, R4, layout::UPPER_HALF);
+        asm.place(lower);
+        asm.op_imm(Op::ShiftLeft, R4, layout::PLACE_SHIFT.into());
+        asm.op(Op::Move, R5, R3);
+        asm.op(Op::Add, R5, R4);
+        for _ in 0..layout::PROBES {
+            let (other, next) = (asm.label(), asm.label());
+            asm.load(Width::D, R0, R5, layout::FIRST_PLACE);
+            asm.jump_if(If::NotEq, R0, R1, other);
+            asm.load(Width::D, R0, R5, layout::FIRST_PLACE + layout::PLACE_RIP);
+            asm.jump_if(If::Eq, R0, R2, known);
+            asm.jump(next);
+            asm.place(other);
+            asm.jump_if_imm(If::Eq, R0, 0, new);
+            asm.place(next);
+            asm.op_imm(Op::Add, R5, 1 << layout::PLACE_SHIFT);
+        }
+    }
+    asm.op_imm(Op::And, R1, what::SLOT);
+    asm.op_imm(Op::ShiftLeft, R1, 3);
+    asm.op(Op::Add, R3, R1);
+    asm.increment(R3, layout::NO_ROOM, R1);
+    if timed {
+        asm.store_imm(Width::D, R7, header::OPEN_PLACE, layout::NO_PLACE);
+    }
     asm.jump(done);
     asm.place(new);
-    asm.store(Width::D, R5, layout::ASKS, R1);
+    asm.store(Width::D, R5, layout::FIRST_PLACE, R1);
+    asm.store(Width::D, R5, layout::FIRST_PLACE + layout::PLACE_RIP, R2);
     asm.place(known);
-    asm.increment(R5, layout::ASKS + layout::ASK_COUNT, R1);
+    asm.increment(R5, layout::FIRST_PLACE + layout::PLACE_COUNT, R1);
+    if timed {
+        asm.map_value(R1, Map::Culprits, 0);
+        asm.op(Op::Sub, R5, R1);
+        asm.store(Width::D, R7, header::OPEN_PLACE, R5);
+    }
     asm.place(done);
 }
 

@@ -32,6 +32,12 @@ pub(super) const SVM_HIGH: usize = 0xE0;
 /// The first of these codes, and how many.
 pub(super) const SVM_HIGH_FIRST: u64 = 0x400;
 pub(super) const SVM_HIGH_COUNT: u64 = 8;
+/// CPUID, and port I/O; what time drives: INTR, NMI, VINTR.
+pub(super) const SVM_CPUID: u64 = 0x72;
+pub(super) const SVM_IOIO: u64 = 0x7B;
+pub(super) const SVM_INTR: u64 = 0x60;
+pub(super) const SVM_NMI: u64 = 0x61;
+pub(super) const SVM_VINTR: u64 = 0x64;
 /// MSR (0x7C) and its writes.
 pub(super) const SVM_MSR: u64 = 0x7C;
 pub(super) const SVM_MSR_WRITE: usize = 0xE8;
@@ -46,6 +52,8 @@ pub(super) const SVM_AVIC_TRAP: usize = 0xEB;
 pub(super) const SVM_NEGATIVE: usize = 0xEC;
 /// How many negative codes have a slot.
 pub(super) const SVM_NEGATIVE_COUNT: u64 = 4;
+/// VMX: the preemption timer.
+pub(super) const VMX_PREEMPTION_TIMER: u64 = 52;
 /// VMX: basic exit reasons below this are their own slots.
 pub(super) const VMX_DIRECT: usize = 0x80;
 

@@ -6,19 +6,20 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use exit_abi::reason::Reason;
 
-use super::asks::{self, Ask, AskKind, TimeDriven};
 use super::asm::{Asm, Map, MapFds, Reg, Width};
 use super::bpf::{ArrayMap, Kind, Mapping, Program};
+use super::culprits;
 use super::disasm::{FDS, disassemble};
 use super::format::Field;
-use super::layout::{self, Sizes, header, mark, row, thread};
-use super::programs::{self, Event, ExitFields, Vm, enlisting};
+use super::layout::{self, Sizes, header, mark, row, thread, what};
+use super::programs::{self, Event, ExitFields, Key, Ram, Role, Vm, enlisting};
 use super::slots::{self, OTHER, SLOTS};
 use super::{
     BUCKETS, EnlistError, KernelLedger, KernelLedgerError as Error, Level, Mark, Options,
     RawRecord, open,
 };
-use crate::profile::KvmKind;
+use crate::exits::culprits::{Lost, Site};
+use crate::profile::{AskKind, KvmKind};
 
 const fn field(offset: usize, size: usize) -> Field {
     Field { offset, size }
@@ -28,36 +29,65 @@ const fn field(offset: usize, size: usize) -> Field {
 const EXIT: ExitFields = ExitFields {
     vcpu_id: field(56, 4),
     exit_reason: field(8, 4),
+    rip: field(16, 8),
     info1: field(32, 8),
+    info2: field(40, 8),
+    intr_info: field(48, 4),
 };
 /// kvm_msr's arguments.
 const MSR: Event = Event {
     direction: Some(field(0, 8)),
     unless: None,
-    reasons: None,
-    ask: Some((AskKind::MsrRead, field(8, 4))),
+    slots: (slots::SVM_MSR, slots::SVM_MSR_WRITE as u64),
+    key: Some(Key::Number(field(8, 4))),
+    role: Role::Around,
+    timed: true,
+};
+const CPUID: Event = Event {
+    direction: None,
+    slots: (slots::SVM_CPUID, slots::SVM_CPUID),
+    key: Some(Key::Number(field(0, 4))),
+    role: Role::After,
+    ..MSR
+};
+/// kvm_page_fault's arguments, on Intel.
+const PAGE_FAULT: Event = Event {
+    direction: None,
+    slots: (48, 48),
+    key: Some(Key::Page(field(8, 8))),
+    role: Role::After,
+    ..MSR
 };
 const EMULATED_MSR: Event = Event {
-    reasons: Some((Reason::RDMSR, Reason::WRMSR)),
+    slots: (31, 32),
+    role: Role::Emulated,
+    timed: false,
     ..MSR
 };
 const EMULATED_PIO: Event = Event {
-    reasons: Some((Reason::IO, Reason::IO)),
-    ask: Some((AskKind::PortIn, field(8, 4))),
-    ..MSR
+    slots: (30, 30),
+    key: Some(Key::Port(field(8, 4))),
+    ..EMULATED_MSR
 };
 /// kvm_mmio's and kvm_cpuid's records.
 const EMULATED_MMIO: Event = Event {
     direction: None,
     unless: Some((field(8, 4), 0)),
-    reasons: Some((Reason::EPT_MISCONFIG, Reason::EPT_MISCONFIG)),
-    ask: None,
+    slots: (49, 49),
+    key: Some(Key::Page(field(16, 8))),
+    ..EMULATED_MSR
 };
 const EMULATED_CPUID: Event = Event {
     direction: None,
-    unless: None,
-    reasons: Some((Reason::CPUID, Reason::CPUID)),
-    ask: Some((AskKind::CpuidLeaf, field(8, 4))),
+    slots: (10, 10),
+    key: Some(Key::Number(field(8, 4))),
+    ..EMULATED_MSR
+};
+
+/// 4 GiB of RAM.
+const RAM: Ram = Ram {
+    low: (0x100, 0xC_0000),
+    high: (0x10_0000, 0x14_0000),
 };
 
 fn vm(tgid: u32, vcpus: u32) -> Vm {
@@ -65,6 +95,7 @@ fn vm(tgid: u32, vcpus: u32) -> Vm {
         tgid,
         vcpus,
         sizes: Sizes::of(vcpus),
+        ram: RAM,
     }
 }
 
@@ -87,6 +118,7 @@ fn programs_read() {
         ("entry_cycles", programs::entry(&vm, Level::Cycles)),
         ("entry_histogram", programs::entry(&vm, Level::Histogram)),
         ("msr", programs::event(&vm, &MSR)),
+        ("page_fault", programs::event(&vm, &PAGE_FAULT)),
         ("emulated_pio", programs::event(&vm, &EMULATED_PIO)),
         ("emulated_mmio", programs::event(&vm, &EMULATED_MMIO)),
         ("enlist", programs::enlist(&vm)),
@@ -117,7 +149,7 @@ struct Rig {
     fds: MapFds,
     ledger: Mapping,
     marks: Mapping,
-    asks: Mapping,
+    culprits: Mapping,
     histogram: Mapping,
     _maps: [ArrayMap; 4],
 }
@@ -139,12 +171,12 @@ impl Rig {
         let maps = [
             map(vm.sizes.ledger()),
             map(vm.sizes.marks()),
-            map(vm.sizes.asks()),
+            map(vm.sizes.culprits()),
             map(vm.sizes.histogram()),
         ];
         maps[0].fill(&open::fresh_records(vm.sizes)).unwrap();
         maps[2]
-            .fill(&asks::fresh_block().repeat(vm.sizes.records))
+            .fill(&culprits::fresh_block(KvmKind::Amd).repeat(vm.sizes.records))
             .unwrap();
         let mapping = |n: usize| maps[n].map(true).unwrap();
         Some(Self {
@@ -152,7 +184,7 @@ impl Rig {
             fds: std::array::from_fn(|n| maps[n].as_raw_fd()),
             ledger: mapping(0),
             marks: mapping(1),
-            asks: mapping(2),
+            culprits: mapping(2),
             histogram: mapping(3),
             _maps: maps,
         })
@@ -206,8 +238,29 @@ impl Rig {
         self.ledger.words()[self.vm.sizes.stray() / 8].load(Acquire)
     }
 
-    fn block(&self, vcpu: u32) -> &[std::sync::atomic::AtomicU64] {
-        &self.asks.words()[vcpu as usize * layout::ASK_BLOCK / 8..][..layout::ASK_BLOCK / 8]
+    /// What is known of who caused a vCPU's exits; sorted, without places whose count is 0.
+    fn culprits(&self, vcpu: u32, kvm: KvmKind) -> Vec<(Site, u64)> {
+        let words = layout::BLOCK / 8;
+        let block = &self.culprits.words()[vcpu as usize * words..][..words];
+        let pending = self.header(vcpu, header::PENDING);
+        let all = culprits::collect(kvm, block, pending);
+        let mut all: Vec<_> = all.iter().map(|c| (c.site, c.count)).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// The counts of one slot's culprits add up to its exits, whatever they are.
+    #[track_caller]
+    fn check_sums(&self, vcpu: u32, kvm: KvmKind) {
+        let mut sums = std::collections::BTreeMap::<Option<u8>, u64>::new();
+        for (slot, exits) in self.exits(vcpu).into_iter().enumerate() {
+            let reason = slots::describe(kvm, slot).reason.map(|r| r.number());
+            *sums.entry(reason).or_default() += exits;
+        }
+        for (site, count) in self.culprits(vcpu, kvm) {
+            *sums.entry(site.reason).or_default() -= count;
+        }
+        assert!(sums.values().all(|&left| left == 0), "{sums:?}");
     }
 
     fn enlist(&self, vcpu: u64, what: u64) -> u32 {
@@ -224,6 +277,26 @@ impl Rig {
 /// A record of kvm_exit as [`EXIT`] has it.
 fn exit_record(vcpu: u32, code: u32, info1: u64) -> [u64; 9] {
     [0, code.into(), 0, 0, info1, 0, 0, vcpu.into(), 0]
+}
+
+/// The same, of vCPU 0, from a place in the guest.
+fn exit_at(rip: u64, code: u64, info: [u64; 2], intr_info: u64) -> [u64; 9] {
+    [0, code, rip, 0, info[0], info[1], intr_info, 0, 0]
+}
+
+fn site(reason: u8, ask: Option<(AskKind, u64)>, rip: u64) -> Site {
+    Site {
+        ask,
+        rip: (rip != 0).then_some(rip),
+        ..Site::of(Some(reason))
+    }
+}
+
+fn lost(reason: u8, lost: Lost) -> Site {
+    Site {
+        lost: Some(lost),
+        ..Site::of(Some(reason))
+    }
 }
 
 #[test]
@@ -512,9 +585,15 @@ fn a_record_is_cleared_and_no_other() {
             assert_ne!(before[part.clone()], fresh[part.clone()]);
             let expected = if vcpu == 1 { &fresh } else { &before };
             // What is open: the row stays noted, and nothing looks at it.
-            let open = rig.vm.sizes.headers() / 8 + (vcpu << layout::HEADER_SHIFT) / 8;
-            let open = open + header::OPEN_ROW / 8;
-            let differs = part.filter(|&at| at != open && after[at] != expected[at]);
+            let first = rig.vm.sizes.headers() / 8 + (vcpu << layout::HEADER_SHIFT) / 8;
+            let open = [
+                header::OPEN_ROW,
+                header::PENDING,
+                header::PENDING_RIP,
+                header::OPEN_PLACE,
+            ];
+            let open = open.map(|offset| first + offset / 8);
+            let differs = part.filter(|at| !open.contains(at) && after[*at] != expected[*at]);
             assert_eq!(differs.collect::<Vec<_>>(), [0_usize; 0], "vCPU {vcpu}");
         }
     }
@@ -552,61 +631,228 @@ fn what_a_guest_is_shown_is_rows_alone() {
 }
 
 #[test]
-fn asks_are_counted_each_by_its_index() {
-    let Some(rig) = Rig::new("asks_are_counted_each_by_its_index", 2) else {
+fn an_svm_exit_tells_its_culprit() {
+    let Some(rig) = Rig::new("an_svm_exit_tells_its_culprit", 1) else {
         return;
     };
-    let msr = rig.load(programs::event(&rig.vm, &MSR));
-    let arguments = |write: u64, ecx: u32| [write, ecx.into()];
-    // Not enlisted: ours all the same, so it is not passed over in silence.
-    msr.run(&arguments(1, 0x6E0)).unwrap();
-    assert_eq!((rig.stray(), asks::collect(rig.block(1)).len()), (1, 0));
-    assert_eq!(rig.enlist(1, enlisting::ENLIST), enlisting::DONE);
-    for (write, ecx, times) in [
-        (1, 0x6E0, 5),
-        (0, 0x6E0, 2),
-        (1, 0x80B, 3),
-        (0, 0xC000_0080, 1),
-    ] {
-        for _ in 0..times {
-            msr.run(&arguments(write, ecx)).unwrap();
+    use AskKind::{CrWrite, Exception, Page, PortIn, PortOut, Ram};
+    for level in [Level::Counts, Level::Cycles] {
+        let exit = rig.load(programs::exit(&rig.vm, KvmKind::Amd, level, &EXIT));
+        for (rip, code, info) in [
+            (0x1000, slots::SVM_IOIO, [0x03F8_0001 | 0x50, 0]),
+            (0x1000, slots::SVM_IOIO, [0x03F8_0010, 0]),
+            (0x1000, slots::SVM_IOIO, [0x03F8_0010, 0]),
+            (0xFFFF_FFFF_8100_0000, slots::SVM_IOIO, [0x03F8_0010, 0]),
+            (0x2000, slots::SVM_NPF, [8, 0xFEE0_0300]),
+            (0x2000, slots::SVM_NPF, [4, 0x0009_F123]),
+            (0x2000, slots::SVM_NPF, [4, 0x1234_5678]),
+            (0x2000, slots::SVM_NPF, [4, 0x1230_0000]),
+            (0x2000, slots::SVM_NPF, [4, 0x1_4000_0000 - 1]),
+            (0x2000, slots::SVM_NPF, [4, 0x1_4000_0000]),
+            (0x3000, 0x4E, [0, 0]),
+            (0x3000, 0x14, [0, 0]),
+            (0x3000, 0x78, [0, 0]),
+            // What time drives comes from anywhere.
+            (0x3000, slots::SVM_INTR, [0, 0]),
+            (0x3001, slots::SVM_INTR, [0, 0]),
+        ] {
+            exit.run(&exit_at(rip, code, info, 0)).unwrap();
         }
     }
-    let ask = |kind, index, count| Ask {
-        kind,
-        index: Some(index),
-        count,
-    };
-    let expected = [
-        ask(AskKind::MsrRead, 0x6E0, 2),
-        ask(AskKind::MsrRead, 0xC000_0080, 1),
-        ask(AskKind::MsrWrite, 0x6E0, 5),
-        ask(AskKind::MsrWrite, 0x80B, 3),
+    let mut expected = vec![
+        (site(30, Some((PortIn, 0x3F8)), 0x1000), 2),
+        (site(30, Some((PortOut, 0x3F8)), 0x1000), 4),
+        (site(30, Some((PortOut, 0x3F8)), 0xFFFF_FFFF_8100_0000), 2),
+        (site(49, Some((Page, 0xFEE0_0000)), 0x2000), 2),
+        (site(48, Some((Page, 0x9_F000)), 0x2000), 2),
+        (site(48, Some((Ram, 0x1220_0000)), 0x2000), 4),
+        (site(48, Some((Ram, 0x1_3FE0_0000)), 0x2000), 2),
+        (site(48, Some((Page, 0x1_4000_0000)), 0x2000), 2),
+        (site(0, Some((Exception, 14)), 0x3000), 2),
+        (site(28, Some((CrWrite, 4)), 0x3000), 2),
+        (site(12, None, 0x3000), 2),
+        (site(1, None, 0), 4),
     ];
-    assert_eq!(asks::collect(rig.block(1)), expected);
-    assert_eq!(asks::collect(rig.block(0)), []);
+    expected.sort_unstable();
+    assert_eq!(rig.culprits(0, KvmKind::Amd), expected);
+    rig.check_sums(0, KvmKind::Amd);
+}
 
-    // More than there is room for: counted, by kind; what is in the table goes on exactly.
-    let pio = rig.load(programs::event(&rig.vm, &EMULATED_PIO));
-    for port in 0..4000_u32 {
-        pio.run(&arguments(1, port)).unwrap();
-    }
-    pio.run(&arguments(1, 0x40)).unwrap();
-    msr.run(&arguments(1, 0x6E0)).unwrap();
-    let found = asks::collect(rig.block(1));
-    let out = found.iter().filter(|ask| ask.kind == AskKind::PortOut);
-    assert_eq!(out.map(|ask| ask.count).sum::<u64>(), 4001);
-    let overflow = found.iter().find(|ask| ask.index.is_none()).unwrap();
-    assert!((2900..3400).contains(&overflow.count), "{overflow:?}");
-    let expected = TimeDriven {
-        tsc_deadline: 6,
-        x2apic_eoi: 3,
-        pic: 4,
-        pit: 5,
+#[test]
+fn a_vmx_exit_tells_its_culprit_or_an_event_does() {
+    let Some(rig) = Rig::new("a_vmx_exit_tells_its_culprit_or_an_event_does", 1) else {
+        return;
     };
-    assert_eq!(TimeDriven::read(rig.block(1)), expected);
-    assert_eq!(rig.row(1, 30, row::EXITS), 4001);
+    use AskKind::{CrRead, Exception, Interrupt, Page, PortIn, PortOut, Ram};
+    assert_eq!(rig.enlist(0, enlisting::ENLIST), enlisting::DONE);
+    let level = Level::Cycles;
+    let exit = rig.load(programs::exit(&rig.vm, KvmKind::Intel, level, &EXIT));
+    let fault = rig.load(programs::event(&rig.vm, &PAGE_FAULT));
+    let run = |rip, code, info1, intr_info| {
+        exit.run(&exit_at(rip, code, [info1, 0], intr_info))
+            .unwrap();
+    };
+    run(0x1000, 30, 0x0070_0008, 0);
+    run(0x1000, 30, 0x0070_0000, 0);
+    run(0x1000, 1, 0, 0x8000_00EC);
+    run(0x1000, 1, 0, 0xEC);
+    run(0x1000, 0, 0, 0x8000_030E);
+    run(0x1000, 28, 0x0713, 0);
+    run(0x1000, 7, 0, 0);
+    run(0x2000, 48, 0, 0);
+    fault.run(&[0, 0xFEC0_0010, 0]).unwrap();
+    // A page fault that is no violation of EPT's, or a second one, tells nothing.
+    fault.run(&[0, 0xFEC0_0010, 0]).unwrap();
+    run(0x2000, 48, 0, 0);
+    fault.run(&[0, 0x40_1000, 0]).unwrap();
+    run(0x2000, 48, 0, 0);
+    let before = rig.culprits(0, KvmKind::Intel);
+    assert!(before.contains(&(lost(48, Lost::NotTold), 1)), "{before:?}");
+    rig.check_sums(0, KvmKind::Intel);
+    run(0x2000, 12, 0, 0);
+    let mut expected = vec![
+        (site(30, Some((PortIn, 0x70)), 0x1000), 1),
+        (site(30, Some((PortOut, 0x70)), 0x1000), 1),
+        (site(1, Some((Interrupt, 0xEC)), 0), 1),
+        (site(1, None, 0), 1),
+        (site(0, Some((Exception, 14)), 0x1000), 1),
+        (site(28, Some((CrRead, 3)), 0x1000), 1),
+        (site(7, None, 0), 1),
+        (site(48, Some((Page, 0xFEC0_0000)), 0x2000), 1),
+        (site(48, Some((Ram, 0x40_0000)), 0x2000), 1),
+        (lost(48, Lost::NotTold), 1),
+        (site(12, None, 0x2000), 1),
+    ];
+    expected.sort_unstable();
+    assert_eq!(rig.culprits(0, KvmKind::Intel), expected);
+    rig.check_sums(0, KvmKind::Intel);
+}
+
+#[test]
+fn an_event_tells_the_key_of_its_exit() {
+    let Some(rig) = Rig::new("an_event_tells_the_key_of_its_exit", 2) else {
+        return;
+    };
+    use AskKind::{Cpuid, MsrRead, MsrWrite};
+    let msr = rig.load(programs::event(&rig.vm, &MSR));
+    let cpuid = rig.load(programs::event(&rig.vm, &CPUID));
+    // Not enlisted: ours all the same, so it is not passed over in silence.
+    msr.run(&[1, 0x6E0]).unwrap();
+    assert_eq!((rig.stray(), rig.culprits(0, KvmKind::Amd).len()), (1, 0));
+    assert_eq!(rig.enlist(0, enlisting::ENLIST), enlisting::DONE);
+    let level = Level::Cycles;
+    let exit = rig.load(programs::exit(&rig.vm, KvmKind::Amd, level, &EXIT));
+    let entry = rig.load(programs::entry(&rig.vm, level));
+    let run = |rip, code, info1| {
+        exit.run(&exit_at(rip, code, [info1, 0], 0)).unwrap();
+    };
+    for _ in 0..5 {
+        run(0x1000, slots::SVM_MSR, 1);
+        msr.run(&[1, 0x6E0]).unwrap();
+        entry.run(&[]).unwrap();
+    }
+    run(0x1000, slots::SVM_MSR, 0);
+    msr.run(&[0, 0xC000_0080]).unwrap();
+    entry.run(&[]).unwrap();
+    run(0x2000, slots::SVM_CPUID, 0);
+    // Another kind of event is none of this exit's.
+    msr.run(&[1, 0x10]).unwrap();
+    cpuid.run(&[7]).unwrap();
+    entry.run(&[]).unwrap();
+    // One that nobody told of.
+    run(0x2000, slots::SVM_CPUID, 0);
+    entry.run(&[]).unwrap();
+    // A write that was done before its exit was traced.
+    msr.run(&[1, 0x830]).unwrap();
+    run(0x3000, slots::SVM_MSR, 1);
+    entry.run(&[]).unwrap();
+    // A read cannot be.
+    msr.run(&[0, 0x830]).unwrap();
+    run(0x3000, slots::SVM_MSR, 0);
+    entry.run(&[]).unwrap();
+    let mut expected = vec![
+        (site(32, Some((MsrWrite, 0x6E0)), 0x1000), 5),
+        (site(31, Some((MsrRead, 0xC000_0080)), 0x1000), 1),
+        (site(10, Some((Cpuid, 7)), 0x2000), 1),
+        (lost(10, Lost::NotTold), 1),
+        (site(32, Some((MsrWrite, 0x830)), 0x3000), 1),
+        (lost(31, Lost::NotTold), 1),
+    ];
+    expected.sort_unstable();
+    assert_eq!(rig.culprits(0, KvmKind::Amd), expected);
+    rig.check_sums(0, KvmKind::Amd);
+    assert_eq!(rig.culprits(1, KvmKind::Amd), []);
+
+    // Their time is theirs: all but that of the three that nobody knew at the entry.
+    let words = layout::BLOCK / 8;
+    let all = culprits::collect(KvmKind::Amd, &rig.culprits.words()[..words], 0);
+    let known: u64 = all.iter().map(|c| c.ns).sum();
+    assert!(all.iter().all(|c| (c.ns > 0) == c.site.lost.is_none()));
+    let timed: u64 = (0..SLOTS).map(|slot| rig.row(0, slot, row::NS)).sum();
+    assert!(known > 0 && known < timed);
     assert_eq!(rig.stray(), 1);
+}
+
+#[test]
+fn a_full_table_loses_places_then_keys_and_no_exit() {
+    let Some(rig) = Rig::new("a_full_table_loses_places_then_keys_and_no_exit", 1) else {
+        return;
+    };
+    let level = Level::Cycles;
+    let exit = rig.load(programs::exit(&rig.vm, KvmKind::Amd, level, &EXIT));
+    let run = |rip, code, info| {
+        exit.run(&exit_at(rip, code, info, 0)).unwrap();
+    };
+    // RAM alone does not push others out.
+    for n in 0..6000_u64 {
+        run(0x1000 + n, slots::SVM_NPF, [4, 0x20_0000 * (1 + n % 64)]);
+    }
+    run(0x1000, slots::SVM_IOIO, [0x03F8_0010, 0]);
+    let port = site(30, Some((AskKind::PortOut, 0x3F8)), 0x1000);
+    assert!(rig.culprits(0, KvmKind::Amd).contains(&(port, 1)));
+    rig.check_sums(0, KvmKind::Amd);
+    // Ports from everywhere: the PIT's are found all the same.
+    for n in 0..20_000_u64 {
+        run(0x1000 + n / 7, slots::SVM_IOIO, [n << 16 & 0xFFFF_0000, 0]);
+    }
+    run(0xFFFF, slots::SVM_IOIO, [0x43 << 16, 0]);
+    run(0x1000, slots::SVM_IOIO, [0x03F8_0010, 0]);
+    let all = rig.culprits(0, KvmKind::Amd);
+    rig.check_sums(0, KvmKind::Amd);
+    let of = |site: Site| all.iter().find(|(s, _)| *s == site).map_or(0, |(_, n)| *n);
+    assert_eq!(of(port), 2, "who was first stays");
+    let ask = Some((AskKind::PortOut, 0x43));
+    let pit = all.iter().filter(|(s, _)| s.ask == ask);
+    assert_eq!(pit.map(|(_, n)| n).sum::<u64>(), 2);
+    assert!(of(lost(30, Lost::NoRoom)) > 15_000);
+    assert!(of(lost(48, Lost::NoRoom)) > 2000);
+    assert!(all.len() > layout::PLACES * 3 / 4, "{}", all.len());
+}
+
+#[test]
+fn a_home_is_where_the_program_looks() {
+    let Some(rig) = Rig::new("a_home_is_where_the_program_looks", 1) else {
+        return;
+    };
+    let exit = rig.load(programs::exit(&rig.vm, KvmKind::Amd, Level::Counts, &EXIT));
+    for n in 0..500_u64 {
+        let (rip, page) = (n.wrapping_mul(0x9E37_79B9_7F4A_7C15), n * 7919);
+        let info = [4, page << layout::PAGE_SHIFT];
+        exit.run(&exit_at(rip, slots::SVM_NPF, info, 0)).unwrap();
+    }
+    let word = |at: usize| rig.culprits.words()[at / 8].load(Acquire);
+    let mut found = 0;
+    for place in 0..layout::PLACES {
+        let at = layout::FIRST_PLACE + (place << layout::PLACE_SHIFT);
+        let (what, rip) = (word(at), word(at + layout::PLACE_RIP));
+        if what != 0 {
+            let home = layout::home(what, rip);
+            assert!((home..home + layout::PROBES).contains(&place));
+            assert_eq!(what & what::USED, what::USED);
+            found += word(at + layout::PLACE_COUNT);
+        }
+    }
+    assert_eq!(found, 500);
 }
 
 #[test]
@@ -629,7 +875,7 @@ fn emulated_events_are_counted_as_their_reasons() {
     msr.run(&[0xFFFF_8880_0000_0001, 0x1B]).unwrap();
     assert_eq!(rig.stray(), 1);
     for kind in [0, 1, 2, 0, 1] {
-        mmio.run(&[0, kind]).unwrap();
+        mmio.run(&[0, kind, 0xFEE0_0300]).unwrap();
     }
     for leaf in [1, 0x4000_0000, 1] {
         cpuid.run(&[0, leaf]).unwrap();
@@ -637,13 +883,19 @@ fn emulated_events_are_counted_as_their_reasons() {
     let exits = rig.exits(0);
     assert_eq!((exits[31], exits[32], exits[49], exits[10]), (1, 3, 3, 3));
     assert_eq!(exits.iter().sum::<u64>(), 10);
-    let asked = asks::collect(rig.block(0));
-    let leaf_1 = Ask {
-        kind: AskKind::CpuidLeaf,
-        index: Some(1),
-        count: 2,
-    };
-    assert!(asked.contains(&leaf_1), "{asked:?}");
+    let mut expected = vec![
+        (site(10, Some((AskKind::Cpuid, 1)), 0), 2),
+        (site(10, Some((AskKind::Cpuid, 0x4000_0000)), 0), 1),
+        (site(31, Some((AskKind::MsrRead, 0x1B)), 0), 1),
+        (site(32, Some((AskKind::MsrWrite, 0x1B)), 0), 3),
+        (site(49, Some((AskKind::Page, 0xFEE0_0000)), 0), 3),
+    ];
+    expected.sort_unstable();
+    // The block was made ready for an AMD.
+    let mut found = rig.culprits(0, KvmKind::Software);
+    found.retain(|(_, count)| *count > 0);
+    assert_eq!(found, expected);
+    rig.check_sums(0, KvmKind::Software);
 }
 
 #[test]
@@ -655,6 +907,7 @@ fn ledgers_open_and_know_nothing_yet() {
             level,
             kvm,
             vcpus: 3,
+            memory: 64 << 20,
             tracefs: None,
         };
         let ledger = match KernelLedger::open(&options) {
@@ -683,8 +936,7 @@ fn ledgers_open_and_know_nothing_yet() {
             record.exits[7] = 7;
             ledger.read(vcpu, &mut record);
             assert_eq!(*record, RawRecord::default());
-            assert_eq!(ledger.asks(vcpu), []);
-            assert_eq!(ledger.time_driven(vcpu), TimeDriven::default());
+            assert_eq!(ledger.culprits(vcpu), []);
             assert_eq!(ledger.histogram(vcpu, OTHER), [0; BUCKETS]);
             assert_eq!(ledger.histogram(vcpu, usize::MAX >> 9), [0; BUCKETS]);
             ledger.mark(vcpu, Mark::OwnUntilCleared);
@@ -708,6 +960,7 @@ fn there_is_room_for_all_vcpus() {
         level: Level::Histogram,
         kvm: KvmKind::Amd,
         vcpus: crate::config::MAX_CPUS,
+        memory: 8 << 30,
         tracefs: None,
     };
     match KernelLedger::open(&options) {
@@ -723,6 +976,7 @@ fn an_unknown_kvm_is_refused() {
         level: Level::Counts,
         kvm: KvmKind::Unknown,
         vcpus: 1,
+        memory: 0,
         tracefs: None,
     };
     let message = KernelLedger::open(&options).unwrap_err().to_string();
