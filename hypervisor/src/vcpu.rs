@@ -923,6 +923,13 @@ impl Vcpu {
         };
         let shared = self.shared.clone();
         let reached = shared.marks.reach(address, &cpu);
+        tracing::debug!(
+            vcpu = self.index,
+            address,
+            ?cpu,
+            steps = reached.len(),
+            "breakpoint"
+        );
         // First of all: what follows takes time.
         for label in reached.iter().filter_map(|step| step.label.clone()) {
             self.milestone(Event::Noticed(label));
