@@ -181,7 +181,7 @@ fn a_console_that_is_read_without_exits() {
             "ttyS0 at MMIO 0xd1400000 (irq = ",
             "is a 16550A",
         ]);
-        for fault in ["unstable", "WARNING", "BUG", "[Firmware", "apic_id"] {
+        for fault in ["unstable", "WARNING", "BUG", "[Firmware", "APIC ID"] {
             assert!(!run.stderr.contains(fault), "{fault}: {}", run.stderr);
         }
         let bytes = run.stderr.len() as u64;

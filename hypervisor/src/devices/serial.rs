@@ -66,6 +66,8 @@ pub struct Com1 {
     uart: Serial<Line, NoEvents, Console>,
     /// The guest wants to be interrupted by input: it reads the terminal.
     listening: Arc<AtomicBool>,
+    /// It wants to be now.
+    receives: bool,
     /// The registers as memory.
     page: Option<StatusPage>,
     /// With a page: the line-control register of the ports, which has their divisor told from a byte
@@ -79,6 +81,7 @@ impl Com1 {
         Self {
             uart: Serial::new(Line(line), console),
             listening,
+            receives: false,
             page: None,
             ports_lcr: 0,
         }
@@ -182,15 +185,21 @@ impl Com1 {
         let _ = self.uart.write(offset, byte);
         // With DLAB set the same offset is the divisor's high half. (`Serial::state` would tell it
         // all, and allocate for it.)
-        let enables = offset == IER && byte & IER_RECEIVED != 0;
-        if enables && self.uart.read(LCR) & LCR_DLAB == 0 {
-            self.listening.store(true, Ordering::Release);
+        if offset == IER && self.uart.read(LCR) & LCR_DLAB == 0 {
+            self.receives = byte & IER_RECEIVED != 0;
+            if self.receives {
+                self.listening.store(true, Ordering::Release);
+            }
         }
     }
 
-    /// How many bytes of input fit now.
+    /// How many bytes of input fit now: none while the guest does not want to hear of any, as when a driver
+    /// that has only looked for the UART clears what it finds in it.
     pub fn room(&self) -> usize {
-        self.uart.fifo_capacity()
+        match self.receives {
+            true => self.uart.fifo_capacity(),
+            false => 0,
+        }
     }
 
     /// Input for the guest; what does not fit is dropped, so ask [`Com1::room`] before.
@@ -264,6 +273,8 @@ mod tests {
     #[test]
     fn input_is_bounded() {
         let (mut com1, _) = com1();
+        assert_eq!(com1.room(), 0);
+        com1.write(IER, IER_RECEIVED);
         let room = com1.room();
         com1.input(&vec![7; room]);
         assert_eq!(com1.room(), 0);
