@@ -2,6 +2,7 @@
 
 mod end;
 mod images;
+mod names;
 mod session;
 mod watch;
 
@@ -45,7 +46,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         mut cause,
         mut standings,
         mut at,
-        pass: first,
+        pass: mut first,
         notes,
         startup_cpu_nanos,
     } = session.pass(config, vm);
@@ -65,6 +66,13 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         let outcome = session.pass(config, *vm);
         (cause, standings, at) = (outcome.cause, outcome.standings, outcome.at);
         reboots.push(outcome.pass);
+    }
+    let images_of = [Some(&config.kernel), config.firmware.as_ref()];
+    for path in images_of.into_iter().flatten() {
+        names::of_image(&mut first.culprits, &mut held.files, path);
+        for pass in &mut reboots.kept {
+            names::of_image(&mut pass.culprits, &mut held.files, path);
+        }
     }
     // Gives the terminal and the signals back.
     drop(session);

@@ -105,6 +105,8 @@ pub struct Shared {
     pub started: OnceLock<Start>,
     /// CPU time of the process when a vCPU was about to enter the guest first, nanoseconds.
     pub entered: OnceLock<Option<u64>>,
+    /// The run ends there: the guest is never entered.
+    pub ends_at_reset: bool,
     /// The kernel-side ledger, if there is one.
     pub kernel: Option<Arc<KernelLedger>>,
     /// The exit page, if there is one: like guest memory, it outlives the VM.
@@ -435,6 +437,9 @@ impl Vcpu {
     fn run(&mut self) {
         let mut open: Option<(Entry, Owner, u64)> = None;
         self.shared.entered.get_or_init(cpu_time);
+        if self.shared.ends_at_reset {
+            return self.finish(Cause::Milestone("reset".to_owned()));
+        }
         while !self.shared.control.stopping() {
             if self.generation != self.shared.gates.generation()
                 && let Err(error) = self.arm()
@@ -918,6 +923,13 @@ impl Vcpu {
         };
         let shared = self.shared.clone();
         let reached = shared.marks.reach(address, &cpu);
+        tracing::debug!(
+            vcpu = self.index,
+            address,
+            ?cpu,
+            steps = reached.len(),
+            "breakpoint"
+        );
         // First of all: what follows takes time.
         for label in reached.iter().filter_map(|step| step.label.clone()) {
             self.milestone(Event::Noticed(label));

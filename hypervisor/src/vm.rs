@@ -480,7 +480,8 @@ pub fn build(
         _ => format!("{} via firmware", entry.name()),
     };
     let initrd_max = kernels().map(Kernel::initrd_max).min().unwrap_or(u64::MAX);
-    if linux && kind == KvmKind::Software {
+    // What ends before its first instruction does not run there.
+    if linux && kind == KvmKind::Software && !config.milestones.ends_at_reset() {
         return Err(refuse_linux(config));
     }
     let cmdline = match linux {
@@ -635,6 +636,7 @@ pub fn build(
         query_log,
         started: OnceLock::new(),
         entered: OnceLock::new(),
+        ends_at_reset: config.milestones.ends_at_reset(),
         threads: Mutex::new(vec![None; fds.len()]),
     });
     let vcpus = fds

@@ -14,6 +14,7 @@ const CRATES: &[(&str, &str)] = &[
     ("abi", "hypervisor/abi/src"),
     ("firmware", "firmware/src"),
     ("guest-kernel", "guest-kernel/src"),
+    ("exitlog", "guest-kernel/linux/exitlog/src"),
     ("xtask", "xtask/src"),
 ];
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use exitvisor::profile::culprits::{By, Culprits};
 use exitvisor::profile::{Accounts, Histogram, KvmKind, Profile};
 
 /// Exits that depend on time, not on what the guest does: external interrupt, interrupt window,
@@ -60,6 +61,7 @@ pub fn check_closed(profile: &Profile) {
             check_sums(&milestone.accounts, &milestone.name, passes);
         }
     }
+    check_culprits(profile);
     if level(profile) != Some("counts") {
         for vcpu in profile.vcpus.iter().filter(|vcpu| vcpu.other == 0) {
             let timed: u64 = vcpu.reasons.iter().map(|r| r.timed).sum();
@@ -67,6 +69,43 @@ pub fn check_closed(profile: &Profile) {
             // The last exit has no entry after it.
             assert_eq!(timed, exits.saturating_sub(1), "timed: {vcpu:#?}");
         }
+    }
+}
+
+/// Checks that those who caused the exits of a reason add up to them: in the whole boot, and on one vCPU
+/// at each of its steps.
+#[track_caller]
+pub fn check_culprits(profile: &Profile) {
+    let check = |culprits: &Culprits<'_>, what: &str| {
+        for group in culprits.groups(By::Reason) {
+            let named: u64 = group.rows.iter().map(|row| row.tally.exits).sum();
+            assert_eq!(
+                named + group.no_room + group.not_told,
+                group.exits,
+                "{what}: who caused exits of {:?}: {group:#?}",
+                group.reason
+            );
+        }
+    };
+    let whole = profile.culprits();
+    assert_eq!(
+        whole.is_some(),
+        profile.total.total > 0,
+        "there are culprits"
+    );
+    if let Some(culprits) = &whole {
+        check(culprits, "total");
+    }
+    if profile.machine.cpus == 1 {
+        for (name, culprits) in profile.culprits_by_step() {
+            if let Some(culprits) = &culprits {
+                check(culprits, &name);
+            }
+        }
+    }
+    for boot in &profile.reboots {
+        let culprits = boot.culprits();
+        check(&culprits.expect("culprits of a reboot"), "a reboot");
     }
 }
 

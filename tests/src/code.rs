@@ -82,6 +82,26 @@ pub fn asking_once() -> Elf {
     Elf::of_code(&[&code[..], &EXIT].concat()).gates(&[BASE + 5])
 }
 
+/// Reads so many ports from one place, from port 0x4000 on, then ends with status 0. (At most 0x8000.)
+pub fn walking_ports(count: u16) -> Elf {
+    let end = 0x4000_u16.saturating_add(count).to_le_bytes();
+    let code = [
+        0x66, 0xBA, 0x00, 0x40, // mov dx, 0x4000
+        0xEC, // in al, dx
+        0x66, 0x42, // inc dx
+        0x66, 0x81, 0xFA, end[0], end[1], // cmp dx, end
+        0x75, 0xF6, // jne to the IN
+    ];
+    Elf::of_code(&[&code[..], &EXIT].concat())
+}
+
+/// Writes port 0x80 from so many places, then ends with status 0.
+pub fn writing_from_everywhere(places: usize) -> Elf {
+    // out 0x80, al
+    let code = [0xE6, 0x80].repeat(places);
+    Elf::of_code(&[&code[..], &EXIT].concat())
+}
+
 /// Asks for input, never takes any, and never stops printing empty lines.
 pub fn listening_and_flooding() -> Elf {
     Elf::of_code(&[&LISTEN[..], &HELLO, &FLOOD].concat())

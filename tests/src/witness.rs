@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use exitvisor::exits::reason::{svm, vmx};
+use exitvisor::layout::guest_ram;
 use exitvisor::profile::{Accounts, AskKind, KvmKind, Profile};
 
 use crate::{Live, Run};
@@ -20,17 +22,36 @@ const TRACEFS: &str = "/sys/kernel/tracing";
 const SPLIT: [u64; 3] = [0x7C, 0x400, 0x402];
 
 /// Event, keys (at most three), condition. The keys of one event differ, so that its histograms can
-/// be told apart.
-const TRIGGERS: [(&str, &str, &str); 4] = [
+/// be told apart: by the last of them.
+const TRIGGERS: [(&str, &str, &str); 8] = [
     ("kvm_exit", "common_pid,vcpu_id,exit_reason", ""),
     (
         "kvm_exit",
         "common_pid,exit_reason,info1",
-        " if exit_reason == 0x7c || exit_reason == 0x400 || exit_reason == 0x402",
+        " if exit_reason == 0x7c || exit_reason == 0x400 || exit_reason == 0x402 \
+         || exit_reason == 0x7b || exit_reason == 0x1e",
+    ),
+    ("kvm_exit", "common_pid,exit_reason,guest_rip", ""),
+    (
+        "kvm_exit",
+        "common_pid,exit_reason,info2",
+        " if exit_reason == 0x400",
     ),
     ("kvm_msr", "common_pid,write,ecx", ""),
     ("kvm_pio", "common_pid,rw,port", ""),
+    ("kvm_cpuid", "common_pid,function", ""),
+    ("kvm_page_fault", "common_pid,fault_address", ""),
 ];
+/// The events of these.
+const EVENTS: [&str; 5] = [
+    "kvm_exit",
+    "kvm_msr",
+    "kvm_pio",
+    "kvm_cpuid",
+    "kvm_page_fault",
+];
+/// Reasons whose exits are kept without a place: what time drives.
+const PLACELESS: [u8; 4] = [1, 7, 8, 52];
 
 /// Triggers that count, in a tracing instance of their own; they go with it.
 pub struct Witness {
@@ -73,7 +94,7 @@ impl Witness {
     /// Everything that was counted so far.
     pub fn testimony(&self) -> Testimony {
         let mut lines = BTreeMap::new();
-        for event in ["kvm_exit", "kvm_msr", "kvm_pio"] {
+        for event in EVENTS {
             let text = fs::read_to_string(self.event(event).join("hist")).expect("a histogram");
             for dropped in text
                 .lines()
@@ -128,16 +149,16 @@ type Codes = BTreeMap<u64, u64>;
 type Asks = BTreeMap<(AskKind, u64), u64>;
 
 impl Testimony {
-    /// The lines of the histogram with these keys, of these threads.
+    /// The lines of the histogram with this key, of these threads.
     fn of<'t>(
         &'t self,
         event: &str,
         threads: &'t BTreeSet<u64>,
-        has_info1: bool,
+        key: &'static str,
     ) -> impl Iterator<Item = &'t Line> {
         let lines = self.lines.get(event).map_or(&[][..], Vec::as_slice);
         lines.iter().filter(move |(keys, _)| {
-            keys.contains_key("info1") == has_info1
+            keys.contains_key(key)
                 && keys
                     .get("common_pid")
                     .is_some_and(|pid| threads.contains(pid))
@@ -171,33 +192,91 @@ impl Testimony {
 
     fn codes(&self, kvm: KvmKind, threads: &BTreeSet<u64>) -> Codes {
         let mut codes = Codes::new();
-        for (keys, hits) in self.of("kvm_exit", threads, false) {
+        for (keys, hits) in self.of("kvm_exit", threads, "vcpu_id") {
             *codes.entry(code(kvm, keys["exit_reason"])).or_default() += hits;
         }
         codes
     }
 
-    fn asks(&self, threads: &BTreeSet<u64>) -> Asks {
+    /// What exits were for, as the events tell.
+    fn asks(&self, profile: &Profile, threads: &BTreeSet<u64>) -> Asks {
         let mut asks = Asks::new();
-        for (event, direction, index, kinds) in [
-            (
-                "kvm_msr",
-                "write",
-                "ecx",
-                [AskKind::MsrRead, AskKind::MsrWrite],
-            ),
-            ("kvm_pio", "rw", "port", [AskKind::PortIn, AskKind::PortOut]),
-        ] {
-            for (keys, hits) in self.of(event, threads, false) {
-                let kind = kinds[usize::from(keys[direction] != 0)];
-                *asks.entry((kind, keys[index])).or_default() += hits;
+        let mut add = |kind, index, hits: &u64| *asks.entry((kind, index)).or_default() += hits;
+        for (keys, hits) in self.of("kvm_msr", threads, "ecx") {
+            let kind = match keys["write"] {
+                0 => AskKind::MsrRead,
+                _ => AskKind::MsrWrite,
+            };
+            add(kind, keys["ecx"] & 0xFFFF_FFFF, hits);
+        }
+        for (keys, hits) in self.of("kvm_cpuid", threads, "function") {
+            add(AskKind::Cpuid, keys["function"] & 0xFFFF_FFFF, hits);
+        }
+        // AMD64 APM vol. 2, 15.10.2; SDM vol. 3C, table 28-5.
+        let (io, is_in) = match profile.host.kvm {
+            KvmKind::Amd => (0x7B, 1 << 0),
+            _ => (30, 1 << 3),
+        };
+        for (keys, hits) in self.of("kvm_exit", threads, "info1") {
+            let (code, info1) = (keys["exit_reason"], keys["info1"]);
+            if code == io {
+                let kind = match info1 & is_in {
+                    0 => AskKind::PortOut,
+                    _ => AskKind::PortIn,
+                };
+                add(kind, info1 >> 16 & 0xFFFF, hits);
+            }
+        }
+        if profile.host.kvm == KvmKind::Amd && profile.host.paging == "nested" {
+            for (keys, hits) in self.of("kvm_exit", threads, "info2") {
+                let (kind, index) = page(profile, keys["info2"]);
+                add(kind, index, hits);
             }
         }
         asks
     }
 
-    /// Checks a run's profile: every code of every vCPU, every MSR and port of all together,
-    /// equals what was witnessed of the run's threads, to the last exit.
+    /// Where exits came from: by reason (the lower one of those that share a code) and address.
+    fn places(&self, kvm: KvmKind, threads: &BTreeSet<u64>) -> BTreeMap<(u8, u64), u64> {
+        let mut places = BTreeMap::new();
+        for (keys, hits) in self.of("kvm_exit", threads, "guest_rip") {
+            let code = code(kvm, keys["exit_reason"]);
+            let reason = match kvm {
+                KvmKind::Amd => svm::translate(code, 0),
+                _ => vmx::translate(code as u32).reason,
+            };
+            let reason = reason.map(|r| shared(r.number()));
+            if let Some(reason) = reason.filter(|r| !PLACELESS.contains(r)) {
+                *places.entry((reason, keys["guest_rip"])).or_default() += hits;
+            }
+        }
+        places
+    }
+
+    /// Every key, and every place, of all that exits were for.
+    #[track_caller]
+    fn check_culprits(&self, profile: &Profile, threads: &BTreeSet<u64>) {
+        let seen = self.asks(profile, threads);
+        let kinds: BTreeSet<AskKind> = seen.keys().map(|(kind, _)| *kind).collect();
+        let asks = profile.total.asks.iter();
+        let ours: Asks = asks
+            .filter(|ask| kinds.contains(&ask.kind))
+            .map(|ask| ((ask.kind, ask.index), ask.count))
+            .collect();
+        assert_eq!(ours, seen, "what exits were for");
+        let culprits = profile.culprits().expect("a profile with culprits");
+        let mut ours = BTreeMap::<(u8, u64), u64>::new();
+        for (culprit, tally) in culprits.each() {
+            if let Some((reason, rip)) = culprit.reason.zip(culprit.rip) {
+                *ours.entry((shared(reason), rip)).or_default() += tally.exits;
+            }
+        }
+        let seen = self.places(profile.host.kvm, threads);
+        assert_eq!(ours, seen, "where exits came from");
+    }
+
+    /// Checks a run's profile: every code of every vCPU, and of all together what exits were for
+    /// and where they came from, equals what was witnessed of the run's threads, to the last exit.
     #[track_caller]
     pub fn check(&self, profile: &Profile, threads: &Threads) {
         let kvm = profile.host.kvm;
@@ -209,7 +288,7 @@ impl Testimony {
             check_codes(kvm, accounts, &seen, &format!("vCPU {index}"));
             self.check_splits(kvm, accounts, &of_vcpu);
             // The tracepoint's own idea of which vCPU it was.
-            for (keys, _) in self.of("kvm_exit", &of_vcpu, false) {
+            for (keys, _) in self.of("kvm_exit", &of_vcpu, "vcpu_id") {
                 assert_eq!(keys["vcpu_id"], index as u64, "{keys:?}");
             }
         }
@@ -221,9 +300,7 @@ impl Testimony {
         );
         assert_eq!(profile.total.total, all, "KVM's own count and the witness");
         assert_eq!(profile.total.asks_dropped, 0);
-        let asks = profile.total.asks.iter();
-        let ours: Asks = asks.map(|ask| ((ask.kind, ask.index), ask.count)).collect();
-        assert_eq!(ours, self.asks(&threads.all()), "MSRs and ports");
+        self.check_culprits(profile, &threads.all());
     }
 
     /// The codes that have two reasons, by what came with them.
@@ -233,14 +310,15 @@ impl Testimony {
             return;
         }
         let mut seen = BTreeMap::<(u64, Option<u8>), u64>::new();
-        for (keys, hits) in self.of("kvm_exit", threads, true) {
+        for (keys, hits) in self.of("kvm_exit", threads, "info1") {
             let (code, info1) = (keys["exit_reason"], keys["info1"]);
             // AMD64 APM vol. 2, 15.11 (MSR), 15.25.6 (nested page fault).
             let reason = match code {
                 0x7C => Some(if info1 & 1 == 0 { 31 } else { 32 }),
                 0x400 => Some(if info1 & 8 == 0 { 48 } else { 49 }),
                 // Neither lab has AVIC; its table has tests of its own.
-                _ => return,
+                0x402 => return,
+                _ => continue,
             };
             *seen.entry((code, reason)).or_default() += hits;
         }
@@ -250,6 +328,25 @@ impl Testimony {
             Some(((code, c.reason), c.exits))
         });
         assert_eq!(ours.collect::<BTreeMap<_, _>>(), seen, "splits");
+    }
+}
+
+/// The page that a guest-physical address lies in, as profiles tell pages apart.
+fn page(profile: &Profile, address: u64) -> (AskKind, u64) {
+    let ram = guest_ram(profile.machine.memory);
+    let is_ram = |&(start, length): &(u64, u64)| (start..start + length).contains(&address);
+    match ram.iter().any(is_ram) {
+        true => (AskKind::Ram, address & !0x1F_FFFF),
+        false => (AskKind::Page, address & !0xFFF),
+    }
+}
+
+/// One reason for those that share a code on AMD.
+fn shared(reason: u8) -> u8 {
+    match reason {
+        32 => 31,
+        49 => 48,
+        other => other,
     }
 }
 

@@ -14,7 +14,7 @@ use black_box::confined::{self, CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN};
 use black_box::{
     Run, arg, command, finish, guest, is_root, kvm, lab, needs_ledger, skip, unprivileged, witness,
 };
-use exitvisor::profile::{KvmKind, Profile};
+use exitvisor::profile::{AskKind, KvmKind, Profile};
 use nix::libc;
 use tempfile::TempDir;
 
@@ -325,7 +325,8 @@ fn fields_that_are_missing_are_refused() {
         ("kvm_exit", "vcpu_id"),
         ("kvm_exit", "info1"),
         ("kvm_msr", "ecx"),
-        ("kvm_pio", "port"),
+        ("kvm_exit", "guest_rip"),
+        ("kvm_cpuid", "function"),
     ] {
         let Some(fake) = Fake::copy() else {
             return skip(name, "tracefs cannot be read here");
@@ -380,9 +381,14 @@ fn fields_in_another_order_are_found() {
     let Some(fake) = Fake::copy() else {
         return skip(name, "tracefs cannot be read here");
     };
-    let asks = |run: Run| check_whole(run).total.asks;
+    // How often memory is touched first is the host's matter.
+    let asks = |run: Run| {
+        let mut asks = check_whole(run).total.asks;
+        asks.retain(|ask| ask.kind <= AskKind::Cpuid);
+        asks
+    };
     let usual = asks(fake.run());
-    for (event, first) in [("kvm_msr", "write"), ("kvm_pio", "rw")] {
+    for (event, first) in [("kvm_msr", "write"), ("kvm_cpuid", "function")] {
         let path = fake.file(event, "format");
         let format = fs::read_to_string(&path).unwrap();
         let is_first = |line: &&str| line.contains(&format!(" {first};"));
@@ -400,7 +406,7 @@ fn fields_in_another_order_are_found() {
 fn tracepoints_that_are_not_there() {
     let name = "tracepoints_that_are_not_there";
     needs_ledger!("tracepoints_that_are_not_there");
-    for event in ["kvm_exit", "kvm_msr", "kvm_pio"] {
+    for event in ["kvm_exit", "kvm_msr", "kvm_cpuid"] {
         let Some(fake) = Fake::copy() else {
             return skip(name, "tracefs cannot be read here");
         };

@@ -29,11 +29,15 @@
 #define EXITLOG_DONE	0
 #define EXITLOG_FULL	1
 
-/* Leaves that are always the same; the layout names the four others. */
+/* Leaves that are always the same; INFO names the four others by their low bytes. */
 #define EXITLOG_DISCOVERY	0x4fffff00
 #define EXITLOG_MAP		0x4fffff02
 #define EXITLOG_INFO		0x4fffff03
+#define EXITLOG_PREFIX		0x4fffff00
 #define EXITLOG_VERSION		1
+
+/* So many reasons a map has room for. */
+#define EXITLOG_REASONS		128
 
 #define EXITLOG_HYPERCALL	0x283
 
@@ -127,7 +131,7 @@ static int exitlog_show(struct seq_file *m, void *unused)
 {
 	struct exitlog_regs r;
 	u64 exits, cycles;
-	u32 map[4];
+	u32 map[EXITLOG_REASONS / 32];
 	u32 reason;
 
 	exits = exitlog_exits(exitlog_total_exits, 0);
@@ -140,7 +144,7 @@ static int exitlog_show(struct seq_file *m, void *unused)
 	map[1] = r.ebx;
 	map[2] = r.ecx;
 	map[3] = r.edx;
-	for (reason = 0; reason < 128; reason++) {
+	for (reason = 0; reason < EXITLOG_REASONS; reason++) {
 		if (!(map[reason / 32] & BIT(reason % 32)))
 			continue;
 		exits = exitlog_exits(exitlog_exits_of, reason);
@@ -178,10 +182,10 @@ static int __init exitlog_discover(void)
 		       r.eax);
 		return -ENODEV;
 	}
-	exitlog_total_exits = 0x4fffff00 | (r.edx & 0xff);
-	exitlog_total_cycles = 0x4fffff00 | (r.edx >> 8 & 0xff);
-	exitlog_exits_of = 0x4fffff00 | (r.edx >> 16 & 0xff);
-	exitlog_cycles_of = 0x4fffff00 | r.edx >> 24;
+	exitlog_total_exits = EXITLOG_PREFIX | (r.edx & 0xff);
+	exitlog_total_cycles = EXITLOG_PREFIX | (r.edx >> 8 & 0xff);
+	exitlog_exits_of = EXITLOG_PREFIX | (r.edx >> 16 & 0xff);
+	exitlog_cycles_of = EXITLOG_PREFIX | r.edx >> 24;
 	return 0;
 }
 

@@ -142,6 +142,12 @@ impl Wish {
         own.chain(until).collect()
     }
 
+    /// Whether the run ends before the guest executes an instruction: at "reset", the milestone that
+    /// every boot begins with.
+    pub fn ends_at_reset(&self) -> bool {
+        self.until.as_deref() == exit_abi::milestone::name(exit_abi::milestone::RESET)
+    }
+
     /// What is looked for on the console.
     pub fn patterns(&self) -> Patterns {
         Patterns::new(self.own.iter().filter_map(|spec| match spec {

@@ -7,7 +7,7 @@ use super::names;
 use super::table::{Side, Table};
 use crate::profile::culprits::{By, Culprits, Group, Object, Place, Row};
 use crate::profile::figures::share;
-use crate::profile::{Ask, Profile};
+use crate::profile::{Ask, AskKind, Profile};
 use Side::{Left, Right};
 use serde::Serialize;
 use std::fmt::Write;
@@ -136,7 +136,15 @@ fn place(place: &Place) -> String {
 /// In running text: "WRMSR IA32_TSC_DEADLINE", "HLT".
 fn object(profile: &Profile, object: &Object) -> String {
     match object.ask(1) {
-        Some(ask) => names::short(&ask),
+        Some(ask) => {
+            let name = names::full_name(&ask);
+            let what = if name.is_empty() || ask.kind == AskKind::Cpuid {
+                names::number(&ask)
+            } else {
+                name
+            };
+            format!("{} {what}", names::verb(ask.kind))
+        }
         None => match object.reason {
             Some(number) => clean(profile.reason_name(number)),
             None => "another code".to_owned(),

@@ -303,7 +303,17 @@ fn milestones(profile: &Profile) -> String {
     // What the other columns leave free.
     let rest = build(1).width();
     let least = width("mostly");
-    build((WIDTH + least).saturating_sub(rest).max(least)).render()
+    let table = build((WIDTH + least).saturating_sub(rest).max(least)).render();
+    table + &missed(profile)
+}
+
+/// Milestones that were looked for in vain, each with why.
+fn missed(profile: &Profile) -> String {
+    let lines = profile.milestones_missed.iter().map(|missed| {
+        let why = format!("{}: {}", clean(&missed.name), clean(&missed.why));
+        labelled("missed", INDENT, &why)
+    });
+    lines.collect()
 }
 
 fn reasons(profile: &Profile) -> String {

@@ -11,6 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::end::end;
+use super::names;
 use super::watch::{Machine, Watch};
 use crate::config::{Config, TimeLimit};
 use crate::devices::control::Cause;
@@ -274,8 +275,10 @@ fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
     let mut scratch = Scratch::default();
     shared.books.all(&mut scratch);
     let mut total = scratch.figures.accounts(kvm, &shared.books.asks());
-    let (culprits, cycles) = shared.books.culprits();
+    let (mut culprits, cycles) = shared.books.culprits();
     total.culprit_cycles = cycles;
+    let map = shared.kernel_map.get();
+    names::of_linux(&mut culprits, map, &milestones, &shared.memory);
     let vcpus = (0..shared.books.vcpu_count())
         .map(|i| {
             shared.books.vcpu(i, &mut scratch);

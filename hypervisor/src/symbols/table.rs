@@ -58,7 +58,13 @@ impl Symbols {
 
     /// Address of a name: the lowest, if several symbols are called so.
     pub fn address(&self, name: &str) -> Option<u64> {
-        let place = (0..self.len()).find(|&i| self.name_at(i) == name)?;
+        let may_be = |i: &usize| {
+            self.starts
+                .get(*i)
+                .is_some_and(|s| usize::from(s.1) == name.len())
+        };
+        let mut places = (0..self.len()).filter(may_be);
+        let place = places.find(|&i| self.name_at(i) == name)?;
         self.addresses.get(place).copied()
     }
 

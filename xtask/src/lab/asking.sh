@@ -24,7 +24,8 @@ for step in "$@"; do
     case "$step" in
     idle) exec $b sleep 86400 ;;
     shell) $b sh ;;
-    wait) $b sleep 1 ;;
+    # For the `exitlog` that was init before us, and prints beside us.
+    wait) while $b pidof exitlog >/dev/null; do $b sleep 0.05; done ;;
     table) try /exitlog ;;
     json) try /exitlog --json --every 50ms --count 3 ;;
     page) try /exitlog --json --from page ;;

@@ -5,6 +5,7 @@ mod hist;
 mod inside;
 mod names;
 mod report;
+mod start;
 mod vmm;
 
 use std::fs;
@@ -73,16 +74,34 @@ impl Linux {
         let built = build::build()?;
         let own = self.own.clone().or_environment();
         let ways = ways(&self.only);
-        let (said, method) = self.measure(&built, &own, &ways)?;
+        let linux = guest::fetched(&own, self.kernel)?;
+        let guest = Guest {
+            kernel: &linux.kernel,
+            initrd: &linux.initrd,
+            memory: MEMORY,
+        };
+        // Before the lab, which would be in the way.
+        let mut unmeasured = Vec::new();
+        let mut start = None;
+        if ways.iter().any(|way| way.vmm == Vmm::Ours) {
+            match start::measure(&built.exitvisor, &guest) {
+                Ok(measured) => start = Some(measured),
+                Err(error) => {
+                    unmeasured.push(format!("CPU time of a start, on this machine: {error:#}"))
+                }
+            }
+        }
+        let (said, method) = self.measure(&built, &own, &ways, &guest)?;
         let boots = ways.iter().zip(&said);
         let boots: Vec<_> = boots.map(|(way, said)| Cost::of(*way, said)).collect();
         let report = Report {
             schema: "exitvisor-bench-linux",
             version: 1,
             method,
-            aims: cost::aims(&boots),
+            aims: cost::aims(&boots, start.as_ref()),
             boots,
-            unmeasured: Vec::new(),
+            start,
+            unmeasured,
         };
         self.show(&report)
     }
@@ -112,24 +131,20 @@ impl Linux {
         Ok(if any { 0 } else { FAILED })
     }
 
+    /// Boots all in one lab; what it said, and how it was done.
     fn measure(
         &self,
         built: &Built,
         own: &Own,
         ways: &[Way],
+        guest: &Guest<'_>,
     ) -> anyhow::Result<(Vec<Said>, Vec<String>)> {
-        let linux = guest::fetched(own, self.kernel)?;
         let qemu = qemu::guest(own)?;
         let programs = Programs {
             exitvisor: &built.exitvisor,
             qemu: &qemu.command,
         };
-        let guest = Guest {
-            kernel: &linux.kernel,
-            initrd: &linux.initrd,
-            memory: MEMORY,
-        };
-        let boots = ways.iter().map(|way| way.boot(&programs, &guest, true));
+        let boots = ways.iter().map(|way| way.boot(&programs, guest, true));
         let plan = Plan {
             boots: boots.collect(),
             until: guest::USER_SPACE.to_owned(),
@@ -151,7 +166,7 @@ impl Linux {
         job.quiet = true;
         job.args = vec!["bench-linux-in-lab".into(), plan_file.into()];
         job.files
-            .extend([linux.kernel.clone(), linux.initrd.clone()]);
+            .extend([guest.kernel, guest.initrd].map(Path::to_owned));
         job.files.extend(qemu.files.iter().cloned());
         let progress = ProgressBar::new(plan.boots.len() as u64);
         job.steps = Some(progress.clone());

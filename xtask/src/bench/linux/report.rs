@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::cost::{Aim, Cost, Figures, Key, Kind, best_peer};
+use super::start::Start;
 
 /// All that was measured.
 #[derive(Debug, Serialize)]
@@ -19,6 +20,8 @@ pub(crate) struct Report {
     pub(crate) boots: Vec<Cost>,
     /// What is aimed at.
     pub(crate) aims: Vec<Aim>,
+    /// CPU time of exitvisor's start on this machine.
+    pub(crate) start: Option<Start>,
     /// What could not be measured, and why.
     pub(crate) unmeasured: Vec<String>,
 }
@@ -263,7 +266,8 @@ mod tests {
             schema: "exitvisor-bench-linux",
             version: 1,
             method: vec!["Linux, 256 MiB, in a lab".to_owned()],
-            aims: aims(&boots),
+            aims: aims(&boots, None),
+            start: None,
             boots,
             unmeasured: vec!["start: no KVM here".to_owned()],
         }
