@@ -81,13 +81,6 @@ fn what_linux_is_told() {
 }
 
 #[test]
-fn leaves_that_are_shaped() {
-    for (leaf, change) in exitvisor::platform::cpuid::LEAVES {
-        assert!(has_row(PLATFORM, leaf, change), "{leaf}");
-    }
-}
-
-#[test]
 fn ports_that_nobody_has() {
     for (first, last, answer, why) in exitvisor::devices::absent::PORTS {
         let ports = match first == last {

@@ -1025,7 +1025,7 @@ pub(crate) fn emulated() -> Profile {
         (8, PortOut, 0xE00, 2),
         (9, PortOut, 0xE08, 1),
     ];
-    asked.extend((0..8).map(|i| (8, PortOut, 0x3F8 + i, 12 - u64::from(i % 2))));
+    asked.extend((0..8).map(|i| (8, PortOut, 0x3F8 + i, 12 - i % 2)));
     asking(&mut profile, &asked);
     profile.vcpus = vec![profile.total.clone()];
     profile
