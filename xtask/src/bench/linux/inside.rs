@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::hist::{self, Counted, Counting};
+use super::names;
 use crate::smaps::{self, Resident};
 
 /// Boot Linux on several VMMs, started in a lab by `cargo xtask bench linux`
@@ -72,7 +73,7 @@ pub(crate) struct Reading {
 pub(crate) struct Counts {
     /// Exits, by the processor's code.
     pub(crate) exits: Vec<Row>,
-    /// Nested page faults, by guest-physical address.
+    /// Nested page faults, by what lies at the guest-physical address ([`names::place`]).
     pub(crate) faults: Vec<Row>,
     /// Returns of KVM_RUN, by KVM_EXIT_….
     pub(crate) returns: Vec<Row>,
@@ -225,10 +226,10 @@ fn last_line(text: &str) -> String {
 
 impl Counts {
     fn read() -> anyhow::Result<Self> {
-        let rows = |hist: hist::Hist| Ok::<_, anyhow::Error>(rows(&hist.read()?));
+        let rows = |hist: hist::Hist| Ok::<_, anyhow::Error>(rows_of(&hist.read()?));
         Ok(Self {
             exits: rows(hist::EXITS)?,
-            faults: rows(hist::FAULTS)?,
+            faults: rows_of(&folded(hist::FAULTS.read()?)),
             returns: rows(hist::RETURNS)?,
             ports: rows(hist::PORTS)?,
             msrs: rows(hist::MSRS)?,
@@ -237,7 +238,16 @@ impl Counts {
     }
 }
 
-fn rows(counted: &Counted) -> Vec<Row> {
+/// Addresses by what lies there: a serial port takes long for all of them.
+fn folded(counted: Counted) -> Counted {
+    let mut folded = Counted::new();
+    for ((address, other), count) in counted {
+        *folded.entry((names::place(address), other)).or_default() += count;
+    }
+    folded
+}
+
+fn rows_of(counted: &Counted) -> Vec<Row> {
     let row = |(&(key, write), &count)| Row {
         key,
         write: write != 0,
