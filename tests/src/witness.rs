@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use exitvisor::exits::reason::{svm, vmx};
-use exitvisor::layout::guest_ram;
+use exitvisor::layout::{HIGH_START, guest_ram};
 use exitvisor::profile::{Accounts, AskKind, KvmKind, Profile};
 
 use crate::{Live, Run};
@@ -334,7 +334,9 @@ impl Testimony {
 /// The page that a guest-physical address lies in, as profiles tell pages apart.
 fn page(profile: &Profile, address: u64) -> (AskKind, u64) {
     let ram = guest_ram(profile.machine.memory);
-    let is_ram = |&(start, length): &(u64, u64)| (start..start + length).contains(&address);
+    let is_ram = |&(start, length): &(u64, u64)| {
+        start >= HIGH_START && (start..start + length).contains(&address)
+    };
     match ram.iter().any(is_ram) {
         true => (AskKind::Ram, address & !0x1F_FFFF),
         false => (AskKind::Page, address & !0xFFF),

@@ -7,7 +7,7 @@
 //!            the tail              stray events
 //! marks      64 bytes per vCPU     the mark: u64
 //! culprits   a block per vCPU      without room, without a key: a count per slot each; then
-//!                                  {what: u64, rip: u64, count: u64, nanoseconds: u64} × 4104
+//!                                  {what: u64, rip: u64, count: u64, nanoseconds: u64} × 4108
 //! histogram  64 KiB per vCPU       32 buckets per slot
 //! ```
 //!
@@ -128,7 +128,7 @@ pub(super) const LARGE_PAGES: u64 = 512;
 pub(super) const HOME_BITS: u32 = 12;
 pub(super) const UPPER_HALF: u64 = 1 << (HOME_BITS - 1);
 /// How many places are looked at.
-pub(super) const PROBES: usize = 8;
+pub(super) const PROBES: usize = 12;
 /// Places in all: the last home's probes need no wrapping.
 pub(super) const PLACES: usize = (1 << HOME_BITS) + PROBES;
 /// A place's size, as a shift, and the offsets of its numbers (what it is stands at 0; 0 if free).
@@ -146,11 +146,13 @@ pub(super) const BLOCK: usize = FIRST_PLACE + (PLACES << PLACE_SHIFT);
 /// No culprit's offset.
 pub(super) const NO_PLACE: u64 = u64::MAX;
 /// What spreads culprits over homes: 2^32 divided by the golden ratio, its complement (Knuth, TAOCP
-/// vol. 3, 6.4), which fits a positive immediate; and another for the instruction pointer.
+/// vol. 3, 6.4), which fits a positive immediate; and the lower half of 2^64 divided by it for the
+/// instruction pointer.
 pub(super) const SPREAD: u64 = 0x61C8_8647;
-pub(super) const SPREAD_RIP: u64 = 0x2545_F491;
-/// Which bits of the product tell the home.
-pub(super) const SPREAD_SHIFT: u32 = 32;
+pub(super) const SPREAD_RIP: u64 = 0x7F4A_7C15;
+/// Which bits of the sum tell the home: so low that instructions that follow each other have homes
+/// apart, and so high that pages of 2 MiB do.
+pub(super) const SPREAD_SHIFT: u32 = 28;
 
 /// The first place where a culprit may be.
 pub(super) const fn home(what: u64, rip: u64) -> usize {

@@ -830,6 +830,28 @@ fn a_full_table_loses_places_then_keys_and_no_exit() {
 }
 
 #[test]
+fn what_lies_close_together_has_room() {
+    let Some(rig) = Rig::new("what_lies_close_together_has_room", 1) else {
+        return;
+    };
+    let exit = rig.load(programs::exit(&rig.vm, KvmKind::Amd, Level::Counts, &EXIT));
+    // Code that writes a port by each of its instructions, a walk of ports, of devices' pages, of RAM.
+    for n in 0..400_u64 {
+        for (rip, code, info) in [
+            (0x10_0000 + 3 * n, slots::SVM_IOIO, [0x80 << 16, 0]),
+            (0x2000, slots::SVM_IOIO, [(0x4000 + n) << 16, 0]),
+            (0x2000, slots::SVM_NPF, [8, (0xFEC00 + n) << 12]),
+            (0x2000, slots::SVM_NPF, [4, n << 21]),
+        ] {
+            exit.run(&exit_at(rip, code, info, 0)).unwrap();
+        }
+    }
+    let all = rig.culprits(0, KvmKind::Amd);
+    let whole = |(site, count): &&(Site, u64)| site.rip.is_some() && *count == 1;
+    assert_eq!(all.iter().filter(whole).count(), 4 * 400, "{}", all.len());
+}
+
+#[test]
 fn a_home_is_where_the_program_looks() {
     let Some(rig) = Rig::new("a_home_is_where_the_program_looks", 1) else {
         return;
