@@ -343,10 +343,12 @@ fn curve(points: &[(u64, Sides)]) -> String {
     let (first, last) = (pages.clone().min().unwrap_or(1), pages.max().unwrap_or(1));
     let (left, right) = (log(first), log(last));
     let span = if right > left { right - left } else { 1.0 };
-    let column = |pages| ((log(pages) - left) / span * (COLUMNS - 1) as f64).round() as usize;
+    // What lies in the middle between two places goes to the further one, whatever the last bit says.
+    let place = |at: f64| (at + 1e-9).round() as usize;
+    let column = |pages| place((log(pages) - left) / span * (COLUMNS - 1) as f64);
     let row = |exits: u64| match exits {
         0 => 0,
-        n => 1 + (log(n) * per_decade as f64).round() as usize,
+        n => 1 + place(log(n) * per_decade as f64),
     };
     let mut grid = vec![vec![' '; COLUMNS]; rows + 2];
     let mut draw = |pages, exits, sign: char| {
