@@ -11,6 +11,9 @@ use crate::exits::source::kernel::Level;
 use crate::exits::source::open::{self, KernelSide, KernelWish};
 use crate::profile::{KvmKind, SourceInfo};
 
+/// Guest memory that the kernel ledger's programs are made for.
+const MEMORY: u64 = 64 << 20;
+
 /// All of them, those that are not available with the reason.
 pub(super) fn all(no_kvm: Option<&str>, kvm: Option<&Kvm>, kind: KvmKind) -> Vec<SourceInfo> {
     let kinds = [SourceKind::Run, SourceKind::Stats, SourceKind::Kernel];
@@ -39,7 +42,8 @@ fn of(kvm: &Kvm, kind: KvmKind) -> Result<Vec<SourceInfo>, kvm_ioctls::Error> {
         level: Some(Level::Cycles),
         tracefs: None,
     };
-    let kernel = KernelSide::open(&wish, kind, 1, 0);
+    // As much memory as a guest has that was given none: the programs know where RAM ends.
+    let kernel = KernelSide::open(&wish, kind, 1, MEMORY);
     let ledger = Arc::new(Ledger::default());
     Ok(open::open(&vcpu, 0, &ledger, kind, &kernel, Mechanism::Gate).1)
 }

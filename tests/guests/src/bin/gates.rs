@@ -115,7 +115,7 @@ fn guest(_: u32) -> u32 {
         Some(NotTheInstruction),
         "no VMCALL there",
     );
-    for command in [0, 4, u32::MAX] {
+    for command in [0, 5, u32::MAX] {
         check_eq(
             19,
             test_guests::gate(command, site(1)),
