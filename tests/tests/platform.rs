@@ -241,7 +241,7 @@ fn the_8259s_come_masked() {
 #[test]
 fn layout() {
     let text = run(&["layout", "--memory", "5G"]).expect_status(0);
-    let expected = "0x0000e0000  0x000100000    ACPI tables";
+    let expected = "0x0000e0000  0x0000ffff0    ACPI tables";
     assert!(text.stdout.contains(expected), "{text:#?}");
     let json = run(&["layout", "--format", "json"]).expect_status(0);
     let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();

@@ -81,9 +81,9 @@ pub fn time_stamp() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Writes one byte of a page of RAM that nobody uses.
+/// Writes one byte of RAM that nobody else uses.
 pub fn touch(address: u64) {
-    // SAFETY: the page belongs to nobody but the caller (`memory::Division::take`).
+    // SAFETY: the byte belongs to nobody but the caller: a page of `memory::Division::take`, or its own.
     #[cfg(target_os = "none")]
     unsafe {
         asm!("mov byte ptr [{}], 1", in(reg) address, options(nostack, preserves_flags));
