@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use black_box::accounts::{KERNEL, has_ledger};
-use black_box::{lab, needs_kvm, profile};
+use black_box::{kvm, lab, needs_kvm, profile, skip};
 use exitvisor::profile::figures::KVM_RUN;
-use exitvisor::profile::{Accounts, EndKind, Profile};
+use exitvisor::profile::{Accounts, EndKind, KvmKind, Profile};
 use exitvisor::status::{TIMEOUT, TRIPLE_FAULT};
 
 /// The vCPUs' ledgers add up to the total: every reason, every figure that is a sum.
@@ -161,6 +161,14 @@ fn storms_end_when_they_must() {
 fn cpuid_says_what_there_is() {
     needs_kvm!("cpuid_says_what_there_is");
     for cpus in ["1", "2", "3"] {
+        if cpus == "1" && kvm() == Some(KvmKind::Software) {
+            // As a CPU of its own has it, whatever KVM is told.
+            skip(
+                "cpuid_says_what_there_is",
+                "part of it: software KVM shows HTT with one vCPU too",
+            );
+            continue;
+        }
         let options = ["--cpus", cpus, "--cmdline", cpus, "--timeout", "30s"];
         black_box::profile("topology", &options).expect_status(0);
     }

@@ -132,6 +132,10 @@ impl Test {
         if !self.options.iter().any(package) {
             step = step.arg("--workspace");
         }
+        if !self.options.iter().any(|option| option == "--no-fail-fast") {
+            // One program that fails hides nothing of the others.
+            step = step.arg("--no-fail-fast");
+        }
         let guests = built.guest_kernel.parent().unwrap_or(Path::new("."));
         let status = step
             .args(self.options())
