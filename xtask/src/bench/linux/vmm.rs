@@ -69,11 +69,13 @@ impl Vmm {
         }
     }
 
+    /// What follows `-M`. Without system management mode: where the CPU itself is emulated, KVM's hangs
+    /// QEMU's firmware now and then.
     fn machine(self) -> &'static str {
         match self {
-            Self::Ours | Self::Pc => "pc",
+            Self::Ours | Self::Pc => "pc,smm=off",
             Self::Microvm => "microvm,rtc=on",
-            Self::Q35 => "q35",
+            Self::Q35 => "q35,smm=off",
         }
     }
 }
