@@ -12,9 +12,9 @@ use std::process::Command;
 use black_box::accounts::{grown, has_ledger};
 use black_box::confined::{self, CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN};
 use black_box::{
-    Run, arg, command, finish, guest, is_root, kvm, lab, needs_ledger, skip, unprivileged, witness,
+    Run, arg, command, finish, guest, is_root, lab, needs_ledger, skip, unprivileged, witness,
 };
-use exitvisor::profile::{AskKind, KvmKind, Profile};
+use exitvisor::profile::{AskKind, Profile};
 use nix::libc;
 use tempfile::TempDir;
 
