@@ -19,6 +19,40 @@ use crate::run::{defaults, value_of};
 use crate::step::{self, Step};
 use crate::{lab, signals, workspace};
 
+/// Options of boot-profile's own that have a value, and the one without.
+const OWN: [&str; 6] = [
+    "--guest", "--runs", "--on", "--paging", "--sweep", "--ablate",
+];
+const FLAG: &str = "--reload-kvm";
+
+/// A command line with boot-profile's own options before those of exitvisor, in whatever order they
+/// were typed; what follows `--` stays.
+pub(crate) fn in_order(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut line = line.into_iter();
+    let mut ours: Vec<OsString> = line.by_ref().take(2).collect();
+    if ours.get(1).is_none_or(|task| task != "boot-profile") {
+        ours.extend(line);
+        return ours;
+    }
+    let mut theirs = Vec::new();
+    while let Some(word) = line.next() {
+        let text = word.to_string_lossy();
+        let name = text.split_once('=').map_or(&*text, |(name, _)| name);
+        if text == "--" {
+            theirs.push(word);
+            theirs.extend(line.by_ref());
+        } else if text == FLAG || OWN.contains(&name) {
+            let has_value = OWN.contains(&&*text);
+            ours.push(word);
+            ours.extend(has_value.then(|| line.next()).flatten());
+        } else {
+            theirs.push(word);
+        }
+    }
+    ours.extend(theirs);
+    ours
+}
+
 /// Boot a guest and show what each step of its boot cost in VM exits
 ///
 /// Without --kernel the guest is this project's guest kernel, without --firmware it is booted through
@@ -47,7 +81,7 @@ pub(crate) struct BootProfile {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) runs: u32,
-    /// Which KVM to boot on; comes before the options of exitvisor
+    /// Which KVM to boot on
     #[arg(long, value_enum, default_value_t = On::default())]
     pub(crate) on: On,
     /// Boot with nested or with shadow paging, or compare both: each in its own lab (--on amd-lab,
@@ -136,18 +170,7 @@ impl BootProfile {
         let given = |name: &&str| value_of(&self.options, name).is_some();
         let why = if let Some(name) = ["--format", "--output"].iter().find(|name| given(name)) {
             format!("boot-profile itself chooses {name}; for your own, use `exitvisor profile`\n")
-        } else if let Some(name) = [
-            "--guest",
-            "--runs",
-            "--on",
-            "--paging",
-            "--sweep",
-            "--ablate",
-            "--reload-kvm",
-        ]
-        .iter()
-        .find(|name| given(name))
-        {
+        } else if let Some(name) = OWN.iter().chain(&[FLAG]).find(|name| given(name)) {
             format!("{name} comes before the options of exitvisor\n")
         } else {
             return Ok(());
@@ -306,6 +329,30 @@ pub(crate) fn with_suffix(base: &Path, suffix: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn own_options_may_stand_anywhere() {
+        let line = |text: &str| in_order(text.split(' ').map(OsString::from));
+        let words = |words: Vec<OsString>| {
+            let words = words.iter().map(|w| w.to_string_lossy());
+            words.collect::<Vec<_>>().join(" ")
+        };
+        for (typed, ordered) in [
+            (
+                "x boot-profile --guest initramfs --kernel 6.1 --runs 5 --paging=both",
+                "x boot-profile --guest initramfs --runs 5 --paging=both --kernel 6.1",
+            ),
+            (
+                "x boot-profile --memory 1G --reload-kvm -- --runs 5",
+                "x boot-profile --reload-kvm --memory 1G -- --runs 5",
+            ),
+            ("x boot-profile --runs", "x boot-profile --runs"),
+            ("x run --kernel k --on host", "x run --kernel k --on host"),
+            ("x", "x"),
+        ] {
+            assert_eq!(words(line(typed)), ordered);
+        }
+    }
 
     #[test]
     fn names_of_files() {

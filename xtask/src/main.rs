@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     if let Some(name) = lab::modprobe::called() {
         return ExitCode::from(lab::modprobe::main(name));
     }
-    let result = Cli::try_parse()
+    let result = Cli::try_parse_from(boot_profile::in_order(std::env::args_os()))
         .map_err(anyhow::Error::from)
         .and_then(|cli| match cli.task {
             Task::Build(task) => task.run(),
