@@ -130,6 +130,17 @@ pub enum BadPage {
     Shape,
 }
 
+impl core::fmt::Display for BadPage {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NoPage => f.write_str("what is said to be the exit page is none"),
+            Self::Version(v) => write!(f, "the exit page is of version {v}"),
+            Self::Kind(k) => write!(f, "the exit page is of an unknown kind, {k}"),
+            Self::Shape => f.write_str("the exit page's parts do not fit each other"),
+        }
+    }
+}
+
 /// The head, read and checked: nothing that it leads to lies beyond the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {

@@ -31,18 +31,7 @@ impl fmt::Display for NoPage {
         match self {
             Self::None => f.write_str("this machine has no exit page"),
             Self::Map(why) => write!(f, "the exit page cannot be mapped from {DEVICE}: {why}"),
-            Self::Bad(BadPage::NoPage) => {
-                f.write_str("what is said to be the exit page is none: not read")
-            }
-            Self::Bad(BadPage::Version(v)) => {
-                write!(f, "the exit page is of version {v}: not read")
-            }
-            Self::Bad(BadPage::Kind(k)) => {
-                write!(f, "the exit page is of an unknown kind, {k}: not read")
-            }
-            Self::Bad(BadPage::Shape) => {
-                f.write_str("the exit page's parts do not fit each other: not read")
-            }
+            Self::Bad(why) => write!(f, "{why}: not read"),
         }
     }
 }
