@@ -1,8 +1,11 @@
 //! Linux guests, which the labs bring along.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::skip;
+use crate::{Run, arg, run, skip};
+
+/// Long enough for a boot at the speed of a lab on a busy machine.
+pub const LIMIT: &str = "120s";
 
 /// What the labs bring along.
 pub struct Guest {
@@ -35,4 +38,38 @@ pub fn guest(test: &str) -> Option<Guest> {
         );
     }
     found
+}
+
+impl Guest {
+    /// Boots a kernel and profiles it.
+    #[track_caller]
+    pub fn boot(&self, kernel: &Path, arguments: &str, options: &[&str]) -> Run {
+        let cmdline = format!("console=ttyS0 panic=-1 rdinit=/init quiet {arguments}");
+        run(&self.profile(kernel, &cmdline, options))
+    }
+
+    /// The arguments that profile a boot of a kernel with the initramfs.
+    pub fn profile<'a>(
+        &'a self,
+        kernel: &'a Path,
+        cmdline: &'a str,
+        options: &[&'a str],
+    ) -> Vec<&'a str> {
+        let standard = [
+            "profile",
+            "--kernel",
+            arg(kernel),
+            "--initrd",
+            arg(&self.initramfs),
+            "--memory",
+            "256M",
+            "--cmdline",
+            cmdline,
+            "--timeout",
+            LIMIT,
+            "--format",
+            "json",
+        ];
+        [&standard[..], options].concat()
+    }
 }

@@ -13,38 +13,6 @@ use exitvisor::profile::{EndKind, KvmKind, Profile};
 use exitvisor::status::{INPUT, NO_KVM};
 use tempfile::tempdir;
 
-/// Long enough for a boot at the speed of a lab on a busy machine.
-const LIMIT: &str = "120s";
-
-/// Boots of a guest.
-trait Boots {
-    fn boot(&self, kernel: &Path, arguments: &str, options: &[&str]) -> Run;
-}
-
-impl Boots for Guest {
-    /// Boots a kernel and profiles it.
-    #[track_caller]
-    fn boot(&self, kernel: &Path, arguments: &str, options: &[&str]) -> Run {
-        let cmdline = format!("console=ttyS0 panic=-1 rdinit=/init quiet {arguments}");
-        let standard = [
-            "profile",
-            "--kernel",
-            arg(kernel),
-            "--initrd",
-            arg(&self.initramfs),
-            "--memory",
-            "256M",
-            "--cmdline",
-            &cmdline,
-            "--timeout",
-            LIMIT,
-            "--format",
-            "json",
-        ];
-        run(&[&standard[..], options].concat())
-    }
-}
-
 /// Expects that user space was reached, with so many CPUs, and that it powered the machine off.
 #[track_caller]
 fn expect_power_off(run: Run, release: &str, cpus: u32) -> Profile {
@@ -140,24 +108,8 @@ fn two_cpus() {
 /// Boots a kernel that is not told to be quiet, with its console on a page.
 fn by_page(guest: &Guest, kernel: &Path, arguments: &str, options: &[&str]) -> Command {
     let cmdline = format!("console=ttyS0 panic=-1 {arguments}");
-    let standard = [
-        "profile",
-        "--console",
-        "page",
-        "--kernel",
-        arg(kernel),
-        "--initrd",
-        arg(&guest.initramfs),
-        "--memory",
-        "256M",
-        "--cmdline",
-        &cmdline,
-        "--timeout",
-        LIMIT,
-        "--format",
-        "json",
-    ];
-    command(&[&standard[..], options].concat())
+    let page = [&["--console", "page"], options].concat();
+    command(&guest.profile(kernel, &cmdline, &page))
 }
 
 #[test]

@@ -2,18 +2,14 @@
 // Helpers stop a test as its own assertions do.
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
 use std::sync::OnceLock;
 
 use black_box::accounts::has_ledger;
 use black_box::linux::{Guest, guest as linux};
-use black_box::{Run, arg, file, run};
+use black_box::{Run, arg, file};
 use exitvisor::profile::{EndKind, MilestoneKind, Profile};
 use exitvisor::status::MISSED;
 use tempfile::tempdir;
-
-/// Long enough for a boot at the speed of a lab on a busy machine.
-const LIMIT: &str = "120s";
 
 /// The milestones of a Linux kernel that unpacks itself.
 const LINUX: [&str; 17] = [
@@ -36,28 +32,6 @@ const LINUX: [&str; 17] = [
     "user space",
 ];
 
-/// Boots Linux and profiles it.
-#[track_caller]
-fn boot(guest: &Guest, kernel: &Path, arguments: &str, options: &[&str]) -> Run {
-    let cmdline = format!("console=ttyS0 panic=-1 rdinit=/init quiet {arguments}");
-    let standard = [
-        "profile",
-        "--kernel",
-        arg(kernel),
-        "--initrd",
-        arg(&guest.initramfs),
-        "--memory",
-        "256M",
-        "--cmdline",
-        &cmdline,
-        "--timeout",
-        LIMIT,
-        "--format",
-        "json",
-    ];
-    run(&[&standard[..], options].concat())
-}
-
 /// The older kernel with KASLR and more milestones than there are breakpoints: booted once, for all tests.
 fn asked(guest: &Guest) -> &'static Run {
     static RUN: OnceLock<Run> = OnceLock::new();
@@ -72,7 +46,7 @@ fn asked(guest: &Guest) -> &'static Run {
             "cpuid:0x12345678",
         ];
         let options: Vec<&str> = specs.iter().flat_map(|s| ["--milestone", *s]).collect();
-        boot(guest, &guest.old, "", &options)
+        guest.boot(&guest.old, "", &options)
     })
 }
 
@@ -108,7 +82,7 @@ fn the_newer_kernel_passes_them_in_order() {
     let Some(guest) = linux("the_newer_kernel_passes_them_in_order") else {
         return;
     };
-    let profile = boot(&guest, &guest.new, "", &[]).expect_status(0).profile();
+    let profile = guest.boot(&guest.new, "", &[]).expect_status(0).profile();
     expect_linux(&profile, &["reset"]);
 }
 
@@ -120,7 +94,7 @@ fn through_the_firmware_too_until_user_space() {
     let firmware = black_box::guest("firmware");
     for kernel in [&guest.old, &guest.new] {
         let options = ["--firmware", arg(&firmware), "--until", "user space"];
-        let run = boot(&guest, kernel, "nokaslr", &options).expect_status(0);
+        let run = guest.boot(kernel, "nokaslr", &options).expect_status(0);
         let profile = run.profile();
         let before = ["reset", "firmware entry", "long mode", "kernel loaded"];
         let expected = [&before[..], &LINUX].concat();
@@ -139,7 +113,7 @@ fn with_two_cpus_each_counts_once() {
         return;
     };
     let options = ["--cpus", "2", "--until", "user space"];
-    let run = boot(&guest, &guest.new, "", &options).expect_status(0);
+    let run = guest.boot(&guest.new, "", &options).expect_status(0);
     let profile = run.profile();
     assert_eq!(
         names(&profile),
@@ -156,7 +130,8 @@ fn an_unpacked_kernel_has_no_decompressor() {
         return;
     };
     let options = ["--until", "symbol:rest_init"];
-    let profile = boot(&guest, &guest.vmlinux, "", &options)
+    let profile = guest
+        .boot(&guest.vmlinux, "", &options)
         .expect_status(0)
         .profile();
     let expected = ["reset", "kernel entry", "start_kernel", "rest_init"];
@@ -238,11 +213,13 @@ fn they_cost_what_is_booked_as_their_own() {
     let Some(guest) = linux("they_cost_what_is_booked_as_their_own") else {
         return;
     };
-    let with = boot(&guest, &guest.old, "nokaslr", &[])
+    let with = guest
+        .boot(&guest.old, "nokaslr", &[])
         .expect_status(0)
         .profile();
     let without = ["--milestones", "none"];
-    let without = boot(&guest, &guest.old, "nokaslr", &without)
+    let without = guest
+        .boot(&guest.old, "nokaslr", &without)
         .expect_status(0)
         .profile();
     assert_eq!(names(&without), ["reset"]);
@@ -280,7 +257,7 @@ fn symbols_of_another_kernel_are_noticed() {
     let stub = file(folder.path(), "stub", stub.as_bytes());
     for (symbols, says) in [(&map, "it is another kernel's"), (&stub, "is a stub")] {
         let options = ["--symbols", arg(symbols), "--until", "start_kernel"];
-        let run = boot(&guest, &guest.old, "", &options).expect_status(0);
+        let run = guest.boot(&guest.old, "", &options).expect_status(0);
         let expected = ["reset", "kernel entry", "decompressed", "start_kernel"];
         assert_eq!(names(&run.profile()), expected);
         let lines = run.stderr.lines().filter(|l| l.starts_with("exitvisor: "));
