@@ -8,8 +8,8 @@ use exit_abi::reason::Edition;
 
 use crate::boot::Protocol;
 use crate::config::{
-    self, Config, ConfigError, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset,
-    TimeLimit,
+    self, Config, ConfigError, Console, CpuCount, Devices, Ledger, MemorySize, NamedLayout,
+    OnReset, TimeLimit,
 };
 use crate::devices::serial::Registers;
 use crate::error::Error;
@@ -368,6 +368,9 @@ pub struct VmArgs {
     /// without an exit: one a byte; Linux is told where by its command line)
     #[arg(long, value_enum, value_name = "HOW", default_value = "ports")]
     pub console: Registers,
+    /// Give the guest an entropy device (virtio)
+    #[arg(long)]
+    pub rng: bool,
     /// How hypercalls arrive: auto, xen (KVM passes every VMCALL on, where it can) or gate (a
     /// breakpoint on a registered instruction)
     #[arg(
@@ -524,6 +527,7 @@ impl VmArgs {
             },
             irqchip: self.irqchip,
             com1: self.console,
+            devices: Devices { rng: self.rng },
             hypercall: self.hypercall,
             exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,

@@ -308,6 +308,13 @@ pub fn ledger(s: &str) -> Result<Ledger, ConfigError> {
     }
 }
 
+/// Which virtio devices a machine has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// An entropy device.
+    pub rng: bool,
+}
+
 /// A VM to run, validated.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -343,6 +350,8 @@ pub struct Config {
     pub irqchip: irqchip::Wish,
     /// Where COM1's registers are.
     pub com1: Registers,
+    /// Which virtio devices it has.
+    pub devices: Devices,
     /// How hypercalls are to arrive.
     pub hypercall: Wish,
     /// Show the guest its exit page, where that is possible.
