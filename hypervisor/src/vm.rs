@@ -507,7 +507,7 @@ pub fn build(
     memory::give_to_kvm(&fd, &memory)?;
     let wish = config.hypercall.of(linux, config.cpus.get());
     let hypercalls = prepare(&fd, kind, wish)?;
-    let devices = virtio::build::devices(config)?;
+    let devices = virtio::build::devices(config, held)?;
     let pins = irqchip::pins(devices.len());
     let irqchip = irqchip::create(&fd, config.irqchip, linux, pins)?;
     let ioapic = match irqchip {

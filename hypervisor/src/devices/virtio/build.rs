@@ -1,14 +1,19 @@
 //! Which devices a machine has: what the configuration says, opened.
 
 use super::Device;
+use super::block::Block;
 use super::rng::Entropy;
 use crate::config::Config;
 use crate::error::Error;
+use crate::held::Held;
 use crate::layout;
 
 /// The devices, in the order in which they are placed.
-pub fn devices(config: &Config) -> Result<Vec<Box<dyn Device>>, Error> {
+pub fn devices(config: &Config, held: &mut Held) -> Result<Vec<Box<dyn Device>>, Error> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    for disk in held.disks(config)? {
+        devices.push(Box::new(Block::new(disk)));
+    }
     if config.devices.rng {
         devices.push(Box::new(Entropy::default()));
     }

@@ -6,10 +6,13 @@
 //! reads as memory, without an exit ([`registers`]). What the guest writes into them comes as an exit; a
 //! kick need not, where a device has a thread of its own ([`worker`]).
 
+pub mod block;
 pub mod build;
 pub mod chain;
 pub mod mmio;
 pub mod registers;
+#[cfg(test)]
+pub(crate) mod rig;
 pub mod rings;
 pub mod rng;
 pub mod slot;
