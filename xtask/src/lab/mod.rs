@@ -190,12 +190,12 @@ impl Job {
                 .and_then(|rest| rest.strip_prefix('.'))
                 .unwrap_or(word)
         });
-        let told = own.filter_map(|word| {
+        let mut told = own.filter_map(|word| {
             let (name, value) = word.split_once('=')?;
             let off = matches!(value, "0" | "n" | "N" | "off" | "OFF");
             ["npt", "ept"].contains(&name).then_some(off)
         });
-        told.last().unwrap_or(false)
+        told.next_back().unwrap_or(false)
     }
 
     /// Carries exitvisor (in the lab's PATH too), the firmware and all guests.
