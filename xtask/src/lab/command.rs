@@ -174,7 +174,7 @@ impl Setup {
     fn run(self) -> anyhow::Result<u8> {
         let start = Instant::now();
         let packages = super::packages(&self.own.or_environment())?;
-        let machine = self.place.host.machine(&packages)?;
+        let machine = self.place.host.machine(&packages, false)?;
         let kernel = self.place.kernel.kernel(&packages)?;
         println!("machine: {}", machine.name());
         println!("kernel:  Linux {}", kernel.release);

@@ -116,10 +116,17 @@ impl Host {
         }
     }
 
-    /// The machine of this host, fetched first if need be.
-    pub(crate) fn machine(self, packages: &Packages) -> anyhow::Result<Box<dyn Machine>> {
+    /// The machine of this host, fetched first if need be; for a KVM that shadows or one that does not.
+    pub(crate) fn machine(
+        self,
+        packages: &Packages,
+        shadowed: bool,
+    ) -> anyhow::Result<Box<dyn Machine>> {
         Ok(match self {
-            Host::Amd => Box::new(qemu::Qemu::setup(packages)?),
+            Host::Amd => Box::new(match shadowed {
+                true => qemu::Qemu::setup(packages)?.repaired()?,
+                false => qemu::Qemu::setup(packages)?,
+            }),
             Host::Intel => Box::new(bochs::Bochs::setup(packages)?),
         })
     }

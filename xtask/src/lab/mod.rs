@@ -19,6 +19,7 @@ pub(crate) mod process;
 mod programs;
 mod protocol;
 pub(crate) mod qemu;
+mod repair;
 mod rom;
 mod session;
 mod vmlinux;
@@ -180,6 +181,23 @@ impl Job {
         Ok(job)
     }
 
+    /// Whether its KVM is loaded without nested paging, as far as its parameters tell.
+    fn is_shadowed(&self) -> bool {
+        let words = self.module_args.iter().flat_map(|a| a.split_whitespace());
+        let own = words.map(|word| {
+            let module = word.strip_prefix(self.host.module());
+            module
+                .and_then(|rest| rest.strip_prefix('.'))
+                .unwrap_or(word)
+        });
+        let mut told = own.filter_map(|word| {
+            let (name, value) = word.split_once('=')?;
+            let off = matches!(value, "0" | "n" | "N" | "off" | "OFF");
+            ["npt", "ept"].contains(&name).then_some(off)
+        });
+        told.next_back().unwrap_or(false)
+    }
+
     /// Carries exitvisor (in the lab's PATH too), the firmware and all guests.
     pub(crate) fn with_guests(&mut self, built: &Built) -> anyhow::Result<()> {
         let guests = built.guest_kernel.parent().unwrap_or(Path::new("/"));
@@ -265,7 +283,7 @@ pub(crate) fn run(job: &Job) -> anyhow::Result<Outcome> {
 /// Fetches what a lab needs, if it is not there yet.
 pub(crate) fn prepare(host: Host, version: Version) -> anyhow::Result<()> {
     let packages = packages(&Own::default().or_environment())?;
-    host.machine(&packages)?;
+    host.machine(&packages, false)?;
     version.kernel(&packages)?;
     Ok(())
 }
@@ -385,7 +403,7 @@ struct Place {
 impl Place {
     fn new(job: &Job) -> anyhow::Result<Self> {
         let packages = packages(&job.own)?;
-        let machine = job.host.machine(&packages)?;
+        let machine = job.host.machine(&packages, job.is_shadowed())?;
         let kernel = job.kernel.kernel(&packages)?;
         let runs = packages.folder.join("runs");
         let folder = || {
@@ -738,6 +756,31 @@ mod tests {
         let name = "kvm_amd".to_owned();
         done.is_ok_and(|status| status.success())
             .then_some(Module { name, file })
+    }
+
+    #[test]
+    fn who_shadows() {
+        let is_shadowed = |host, arguments: &[&str]| {
+            let mut job = Job::new(host, "x").unwrap();
+            job.module_args = arguments.iter().map(|&a| a.to_owned()).collect();
+            job.is_shadowed()
+        };
+        for arguments in [
+            &["npt=0"][..],
+            &["avic=1 kvm_amd.npt=N"],
+            &["npt=1", "npt=0"],
+        ] {
+            assert!(is_shadowed(Host::Amd, arguments), "{arguments:?}");
+        }
+        for arguments in [
+            &[][..],
+            &["npt=1"],
+            &["kvm.ignore_msrs=0"],
+            &["npt=0 npt=Y"],
+        ] {
+            assert!(!is_shadowed(Host::Amd, arguments), "{arguments:?}");
+        }
+        assert!(is_shadowed(Host::Intel, &["ept=0"]));
     }
 
     #[test]

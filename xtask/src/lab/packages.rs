@@ -410,9 +410,9 @@ impl Tree {
         self.root.join(file)
     }
 
-    /// A program in it, run by its own dynamic loader with its own libraries, so that what the
-    /// host has installed does not matter.
-    pub(crate) fn command(&self, program: &str) -> Command {
+    /// A program in it, or one elsewhere by its absolute path, run by its own dynamic loader with its own
+    /// libraries, so that what the host has installed does not matter.
+    pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
         let libraries = ["lib", "usr/lib"].map(|lib| self.path(lib).join("x86_64-linux-gnu"));
         let mut command = Command::new(libraries[0].join("ld-linux-x86-64.so.2"));
         let libraries = libraries.map(|path| path.display().to_string());
