@@ -508,6 +508,9 @@ pub fn build(
         irqchip::Kind::Split => Some(irqchip::Wired::new(&kvm, &fd, irqchip)?),
     };
     let kernel = held.kernel(config, kind).clone();
+    if let Some(ledger) = &kernel.ledger {
+        ledger.tell_memory(&memory);
+    }
     let exit_page = exit_page(config, &fd, &kernel, resets)?;
 
     let control = Arc::new(Control::new().map_err(host_error("make an event descriptor"))?);

@@ -57,7 +57,7 @@ fn seeds(kvm: KvmKind) -> impl Iterator<Item = u64> {
 
 /// A place in a block, as an index of words.
 const fn word_of(place: usize) -> usize {
-    (layout::FIRST_PLACE + (place << layout::PLACE_SHIFT)) / 8
+    (layout::FIRST_PLACE + place * layout::PLACE) / 8
 }
 
 /// A block in which nothing has happened.
@@ -82,7 +82,10 @@ pub(super) fn collect(kvm: KvmKind, block: &[AtomicU64], pending: u64) -> Vec<Cu
         let count = word(at + layout::PLACE_COUNT / 8);
         if count > 0 {
             found.push(Culprit {
-                site: site(kvm, word(at), word(at + layout::PLACE_RIP / 8)),
+                site: Site {
+                    caller: Some(word(at + layout::PLACE_CALLER / 8)).filter(|&caller| caller != 0),
+                    ..site(kvm, word(at), word(at + layout::PLACE_RIP / 8))
+                },
                 count,
                 ns: word(at + layout::PLACE_NS / 8),
             });
