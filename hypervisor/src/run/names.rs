@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::files::Files;
 use crate::layout;
@@ -25,6 +25,26 @@ const MAPPED: &str = "start_kernel";
 /// How far behind its last symbol an image may reach.
 const LAST_FUNCTION: u64 = 64 << 10;
 
+/// Functions that are called for their one instruction: their return address is on the stack where the
+/// exit program looks (linux/arch/x86/include/asm/msr.h, processor.h; arch/x86/kernel/paravirt.c,
+/// io_delay.c; drivers/tty/serial/8250/8250_port.c; arch/x86/kernel/rtc.c). Of all others the first
+/// address of code on the stack may be anybody's.
+const PRIMITIVES: [&str; 13] = [
+    "native_write_msr",
+    "native_write_msr_safe",
+    "native_read_msr",
+    "native_read_msr_safe",
+    "paravirt_write_msr",
+    "paravirt_read_msr",
+    "native_cpuid",
+    "native_io_delay",
+    "io_serial_in",
+    "io_serial_out",
+    "rtc_cmos_read",
+    "rtc_cmos_write",
+    "cpuid_eax",
+];
+
 /// Linux's functions: from where it was found when it started, or else from its own table, if it is still
 /// there; and the lower half of the addresses, from when it is user space's.
 pub(super) fn of_linux(
@@ -33,6 +53,8 @@ pub(super) fn of_linux(
     milestones: &[Milestone],
     memory: &Memory,
 ) {
+    // What was on the stack is a caller only if that can be shown.
+    let found: Vec<Option<u64>> = culprits.iter_mut().map(|c| c.caller.take()).collect();
     let is_linux = |culprit: &Culprit| {
         culprit
             .rip
@@ -41,12 +63,12 @@ pub(super) fn of_linux(
     if !culprits.iter().any(is_linux) {
         return;
     }
-    let found;
+    let searched;
     let placed = match known {
         Some(placed) => placed,
         None => {
-            found = search(memory);
-            match &found {
+            searched = search(memory);
+            match &searched {
                 Some(placed) => placed,
                 None => return,
             }
@@ -66,7 +88,73 @@ pub(super) fn of_linux(
             }
             None => None,
         };
+        let caller = found.get(number).copied().flatten();
+        let caller = caller.filter(|_| is_primitive(culprit.symbol.as_deref()));
+        if let Some((address, named)) = caller.and_then(|c| Some((c, returns(placed, memory, c)?)))
+        {
+            culprit.caller = Some(address);
+            culprit.called_from = Some(named);
+        }
     }
+}
+
+/// Whether a place is in a function that is called for its instruction; compilers append to names.
+fn is_primitive(symbol: Option<&str>) -> bool {
+    let name = symbol.and_then(|symbol| symbol.split(['+', '.']).next());
+    name.is_some_and(|name| PRIMITIVES.contains(&name))
+}
+
+/// What an address is called to which a function may return: it lies in the kernel's code, and behind a
+/// CALL. Code of the start is gone by the end (linux/mm/page_alloc.c, `free_initmem_default`), and so
+/// are the addresses of a kernel that nobody saw start: what would be looked at there says nothing.
+fn returns(placed: &Placed, memory: &Memory, address: u64) -> Option<String> {
+    let linked = address.wrapping_sub(placed.slide);
+    let within = |first: &str, end: &str| {
+        let bounds = placed
+            .symbols
+            .address(first)
+            .zip(placed.symbols.address(end));
+        bounds.is_some_and(|(first, end)| (first..end).contains(&linked))
+    };
+    let is_code = within("_text", "_etext");
+    if !is_code && !within("_sinittext", "_einittext") {
+        return None;
+    }
+    if is_code && let Some(physical) = placed.physical {
+        const BEFORE: u64 = 8;
+        let at = linked.wrapping_add(physical).wrapping_sub(BEFORE);
+        let mut bytes = [0; BEFORE as usize];
+        let is_read = memory.read_slice(&mut bytes, GuestAddress(at)).is_ok();
+        if !is_read || !ends_in_call(&bytes) {
+            return None;
+        }
+    }
+    let named = placed.symbols.name(linked)?;
+    // A function that returns to another's first instruction was not called there.
+    (named.offset > 0).then(|| named.to_string())
+}
+
+/// Whether these bytes end in a CALL (SDM vol. 2A, "CALL"): direct, or through a register or memory.
+fn ends_in_call(bytes: &[u8]) -> bool {
+    let from_end = |n: usize| bytes.len().checked_sub(n).and_then(|at| bytes.get(at..));
+    // FF /2, by what its ModRM byte has behind it: SDM vol. 2A, table 2-2.
+    let indirect = |n: usize| match from_end(n) {
+        Some([0xFF, modrm, ..]) if modrm >> 3 & 7 == 2 => {
+            let (mode, operand) = (modrm >> 6, modrm & 7);
+            let with_sib = usize::from(mode != 3 && operand == 4);
+            let displacement = match (mode, operand) {
+                (0, 5) | (2, _) => 4,
+                (1, _) => 1,
+                // With no base in its SIB byte, which follows.
+                (0, 4) if n == 7 => 4,
+                _ => 0,
+            };
+            n == 2 + with_sib + displacement
+        }
+        _ => false,
+    };
+    let direct = matches!(from_end(5), Some([0xE8, ..]));
+    direct || [2, 3, 4, 6, 7].into_iter().any(indirect)
 }
 
 /// The kernel in a guest's memory, wherever it is.
