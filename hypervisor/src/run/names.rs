@@ -109,15 +109,10 @@ fn is_primitive(symbol: Option<&str>) -> bool {
 /// are the addresses of a kernel that nobody saw start: what would be looked at there says nothing.
 fn returns(placed: &Placed, memory: &Memory, address: u64) -> Option<String> {
     let linked = address.wrapping_sub(placed.slide);
-    let within = |first: &str, end: &str| {
-        let bounds = placed
-            .symbols
-            .address(first)
-            .zip(placed.symbols.address(end));
-        bounds.is_some_and(|(first, end)| (first..end).contains(&linked))
-    };
-    let is_code = within("_text", "_etext");
-    if !is_code && !within("_sinittext", "_einittext") {
+    let [text, init] = placed.code()?;
+    let is_in = |(first, length): (u64, u64)| address.wrapping_sub(first) < length;
+    let is_code = is_in(text);
+    if !is_code && !is_in(init) {
         return None;
     }
     if is_code && let Some(physical) = placed.physical {
@@ -217,6 +212,97 @@ mod tests {
             rip: Some(rip),
             ..Culprit::default()
         }
+    }
+
+    #[test]
+    fn a_call_is_told_by_its_bytes() {
+        for (call, is_one) in [
+            (&[0xE8, 1, 2, 3, 4][..], true),
+            (&[0xE9, 1, 2, 3, 4], false),
+            // call *%rax; *%r11; *(%rax); *8(%rax); *8(%rsp); *disp(%rip); *disp(%rsp); *pv_ops
+            (&[0xFF, 0xD0], true),
+            (&[0x41, 0xFF, 0xD3], true),
+            (&[0xFF, 0x10], true),
+            (&[0xFF, 0x50, 8], true),
+            (&[0xFF, 0x54, 0x24, 8], true),
+            (&[0xFF, 0x15, 0, 0, 0, 0], true),
+            (&[0xFF, 0x94, 0x24, 0, 0, 0, 0], true),
+            (&[0xFF, 0x14, 0x25, 0, 0, 0, 0], true),
+            // jmp *%rax; a call that would be longer, or shorter.
+            (&[0xFF, 0xE0], false),
+            (&[0xFF, 0x15], false),
+            (&[0xFF, 0xD0, 0x90], false),
+            (&[0xCC; 7], false),
+            (&[], false),
+        ] {
+            let mut bytes = vec![0x90; 8 - call.len()];
+            bytes.extend(call);
+            assert_eq!(ends_in_call(&bytes), is_one, "{call:x?}");
+        }
+        assert!(!ends_in_call(&[0xD0]));
+    }
+
+    #[test]
+    fn callers_are_shown_to_be_some() {
+        const SLIDE: u64 = 0x1200_0000;
+        let mut symbols = Builder::default();
+        for (offset, name) in [
+            (0, "_text"),
+            (0x100, "native_write_msr"),
+            (0x200, "lapic_next_deadline"),
+            (0x300, "default_idle"),
+            (0x1000, "_etext"),
+            (0x2000, "_sinittext"),
+            (0x2010, "tsc_init"),
+            (0x3000, "_einittext"),
+            (0x4000, "_end"),
+        ] {
+            symbols.add(TEXT + offset, name);
+        }
+        let symbols = std::sync::Arc::new(symbols.finish());
+        let placed = |physical: Option<u64>| Placed {
+            symbols: symbols.clone(),
+            slide: SLIDE,
+            physical: physical.map(|at| at.wrapping_sub(TEXT)),
+            image: (TEXT, TEXT + 0x4000),
+        };
+        let memory = crate::memory::map(4 << 20).unwrap();
+        let call = [0xE8, 0, 0, 0, 0];
+        memory
+            .write_slice(&call, GuestAddress(0x10_0000 + 0x220))
+            .unwrap();
+        let called = |from: u64, by: u64, physical| {
+            let mut culprits = [Culprit {
+                caller: Some(TEXT + SLIDE + by),
+                ..at(TEXT + SLIDE + from)
+            }];
+            of_linux(&mut culprits, Some(&placed(physical)), &[], &memory);
+            let [culprit] = culprits;
+            assert_eq!(culprit.caller.is_some(), culprit.called_from.is_some());
+            culprit.called_from
+        };
+        let deadline = Some("lapic_next_deadline+0x25".to_owned());
+        let there = Some(0x10_0000);
+        assert_eq!(called(0x104, 0x225, there), deadline);
+        assert_eq!(called(0x104, 0x226, there), None, "behind no CALL");
+        assert_eq!(
+            called(0x104, 0x226, None).as_deref(),
+            Some("lapic_next_deadline+0x26")
+        );
+        assert_eq!(called(0x304, 0x225, there), None, "no primitive");
+        assert_eq!(called(0x104, 0x1008, there), None, "data");
+        assert_eq!(
+            called(0x104, 0x2018, there).as_deref(),
+            Some("tsc_init+0x8")
+        );
+        assert_eq!(called(0x104, 0x225, Some(u64::MAX)), None, "no memory");
+        // Where no kernel is, nobody is called by anybody.
+        let mut culprits = [Culprit {
+            caller: Some(TEXT),
+            ..at(0x40_0000)
+        }];
+        of_linux(&mut culprits, None, &[], &memory);
+        assert_eq!(culprits[0].caller, None);
     }
 
     #[test]

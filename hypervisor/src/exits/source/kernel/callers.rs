@@ -24,9 +24,11 @@ pub(super) struct Callers {
     pub(super) read: Helper,
 }
 
-/// The first address of a kernel that runs where Linux does, and the one behind its last module
-/// (linux/Documentation/arch/x86/x86_64/mm.rst): both are negative numbers of 32 bits.
-const KERNEL: u64 = 0xFFFF_FFFF_8000_0000;
+/// Where a kernel lies that runs where Linux does, its modules, and what is behind them
+/// (linux/Documentation/arch/x86/x86_64/mm.rst): negative numbers of 32 bits.
+pub(super) const KERNEL: u64 = 0xFFFF_FFFF_8000_0000;
+pub(super) const KERNEL_SIZE: u64 = 1 << 30;
+const MODULES: u64 = KERNEL + KERNEL_SIZE;
 const KERNEL_END: u64 = 0xFFFF_FFFF_FF00_0000;
 
 /// In a VMCB (AMD APM vol. 2, appendix B): CR4, CR3 and RSP.
@@ -128,7 +130,7 @@ fn host(asm: &mut Asm, vm: &Vm, none: super::asm::Label) {
 }
 
 /// `R9` = the caller of where the exit came from whose slot is in `R8`, 0 if it has none or it is not
-/// found: the first address of the kernel's text that lies on the stack. `R6` is the exit's record,
+/// found: the first address of code that lies on the stack, a kernel's or a module's. `R6` is the exit's record,
 /// `R3` the offset of the vCPU's ledger, which stays; all else but R7 and R8 is destroyed.
 pub(super) fn find(asm: &mut Asm, vm: &Vm, how: &Callers, rip: Field) {
     let (wanted, none, found, done) = (asm.label(), asm.label(), asm.label(), asm.label());
@@ -201,10 +203,23 @@ pub(super) fn find(asm: &mut Asm, vm: &Vm, how: &Callers, rip: Field) {
     own_address(asm, R1, own::STACK);
     asm.call(Helper::ProbeReadUser);
     asm.jump_if_imm(If::NotEq, R0, 0, none);
+    asm.map_value(R1, Map::Marks, vm.sizes.ram());
+    asm.load(Width::D, R2, R1, ram::TEXT);
+    asm.load(Width::D, R3, R1, ram::TEXT + 8);
+    asm.load(Width::D, R4, R1, ram::INIT);
+    asm.load(Width::D, R5, R1, ram::INIT + 8);
     for word in 0..WORDS {
-        let next = asm.label();
+        let (next, module) = (asm.label(), asm.label());
         asm.load(Width::D, R0, R10, own::STACK.wrapping_add(word * 8));
         asm.jump_if_imm(If::Below, R0, KERNEL, next);
+        asm.jump_if_imm(If::AtLeast, R0, MODULES, module);
+        for (start, length) in [(R2, R3), (R4, R5)] {
+            asm.op(Op::Move, R1, R0);
+            asm.op(Op::Sub, R1, start);
+            asm.jump_if(If::Below, R1, length, found);
+        }
+        asm.jump(next);
+        asm.place(module);
         asm.jump_if_imm(If::Below, R0, KERNEL_END, found);
         asm.place(next);
     }

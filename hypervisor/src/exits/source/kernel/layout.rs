@@ -6,7 +6,8 @@
 //!            the table of threads  {pid_tgid: u64, header offset: u32, vCPU: u32} × 4096
 //!            the tail              stray events
 //! marks      64 bytes per vCPU     the mark: u64
-//!            64 bytes              where guest RAM lies in the process
+//!            64 bytes              where guest RAM lies in the process,
+//!                                  and the guest's kernel in its address space
 //! culprits   a block per vCPU      without room, without a key: a count per slot each; then
 //!                                  {what, rip, count, nanoseconds, caller: u64 each} × 4108
 //! histogram  64 KiB per vCPU       32 buckets per slot
@@ -107,11 +108,15 @@ pub(super) mod mark {
 /// A mark's size, as a shift: a cache line, so that vCPUs do not disturb each other.
 pub(super) const MARK_SHIFT: u32 = 6;
 
-/// Behind the marks: the process's address of guest-physical 0, and of what would be guest-physical 0 if
-/// RAM above the device hole began there; 0 if there is none.
+/// Behind the marks: what is told of the guest.
 pub(super) mod ram {
+    /// The process's address of guest-physical 0, and of what would be guest-physical 0 if RAM above the
+    /// device hole began there; 0 if there is none.
     pub(in super::super) const LOW: usize = 0;
     pub(in super::super) const HIGH: usize = 8;
+    /// Where its kernel's code lies, and that of its start: first address and length.
+    pub(in super::super) const TEXT: usize = 16;
+    pub(in super::super) const INIT: usize = 32;
     pub(in super::super) const SIZE: usize = 64;
 }
 
@@ -264,7 +269,7 @@ const _: () = {
     assert!(SLOTS << ROW_SHIFT <= RECORD);
     assert!(header::PENDING_CALLER + 8 <= 1 << HEADER_SHIFT);
     assert!(private::HOST + 8 <= 1 << PRIVATE_SHIFT);
-    assert!(ram::HIGH + 8 <= ram::SIZE);
+    assert!(ram::INIT + 16 <= ram::SIZE);
     // Records are whole pages: no byte of the host's shares one with them.
     assert!(RECORD.is_multiple_of(4096));
     assert!(row::MAX_NS + 8 <= 1 << ROW_SHIFT);

@@ -25,7 +25,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 pub use culprits::Culprit;
 pub use error::{EnlistError, KernelLedgerError};
@@ -300,6 +300,22 @@ impl KernelLedger {
         for (offset, start) in [(ram::LOW, 0), (ram::HIGH, guest_layout::HOLE_END)] {
             if let Some(word) = words.get((self.sizes.ram() + offset) / 8) {
                 word.store(base(start).unwrap_or(0), Relaxed);
+            }
+        }
+        self.tell_code((callers::KERNEL, callers::KERNEL_SIZE), (0, 0));
+    }
+
+    /// Tells where the guest's kernel has its code, and that of its start, once that is known: first
+    /// address and length. Until then whatever lies where a kernel does is taken for code.
+    pub(crate) fn tell_code(&self, text: (u64, u64), init: (u64, u64)) {
+        let words = self.marks.words();
+        for (offset, (start, length)) in [(ram::TEXT, text), (ram::INIT, init)] {
+            let at = (self.sizes.ram() + offset) / 8;
+            if let Some([first, second]) = words.get(at..at + 2) {
+                // Nothing is taken for code while the two do not belong together.
+                second.store(0, Relaxed);
+                first.store(start, Relaxed);
+                second.store(length, Release);
             }
         }
     }

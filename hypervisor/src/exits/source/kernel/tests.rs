@@ -167,6 +167,15 @@ impl Stage {
 fn staged(rig: &Rig, stage: &Stage) {
     let base = rig.vm.sizes.ram() / 8;
     rig.marks.words()[base].store(stage.ram.as_ptr() as u64, Relaxed);
+    let text = [
+        (layout::ram::TEXT, 0xFFFF_FFFF_8100_0000),
+        (layout::ram::TEXT + 8, 0x20_0000),
+        (layout::ram::INIT, 0xFFFF_FFFF_8200_0000),
+        (layout::ram::INIT + 8, 0x1000),
+    ];
+    for (offset, value) in text {
+        rig.marks.words()[base + offset / 8].store(value, Relaxed);
+    }
     assert_eq!(rig.enlist(0, enlisting::ENLIST), enlisting::DONE);
     let entry = rig.load(programs::entry(&rig.vm, Level::Cycles));
     entry
@@ -207,7 +216,22 @@ fn callers_are_on_the_stack() {
     assert_eq!(caller(&stage, INSTRUCTION), None, "nothing is there");
     stage.set(0x9000, CALLER);
     assert_eq!(caller(&stage, INSTRUCTION), Some(CALLER));
-    stage.set(0x9000, 0xFFFF_FFFF_FFFF_FFEA);
+    // Code of the start, a module's, data, an error.
+    for (word, is_code) in [
+        (0xFFFF_FFFF_8200_0FFF, true),
+        (0xFFFF_FFFF_8200_1000, false),
+        (0xFFFF_FFFF_C000_1234, true),
+        (0xFFFF_FFFF_8120_0000, false),
+        (0xFFFF_8880_0000_1234, false),
+        (0xFFFF_FFFF_FFFF_FFEA, false),
+    ] {
+        stage.set(0x9000, word);
+        assert_eq!(
+            caller(&stage, INSTRUCTION),
+            is_code.then_some(word),
+            "{word:#x}"
+        );
+    }
     stage.set(0x9000 + 7 * 8, CALLER + 1);
     assert_eq!(caller(&stage, INSTRUCTION), Some(CALLER + 1));
     stage.stack(Stage::STACK + 8);
