@@ -1,5 +1,6 @@
 //! What the places are called that exits came from: looked up once the guest has run.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -8,7 +9,7 @@ use crate::boot::files::Files;
 use crate::layout;
 use crate::marks::kernel::LINUX;
 use crate::memory::Memory;
-use crate::profile::{Culprit, Milestone};
+use crate::profile::{Accounts, Culprit, Milestone};
 use crate::symbols::{Placed, Symbols, files, running};
 
 /// Where Linux is linked to run, unless it is configured otherwise
@@ -98,6 +99,42 @@ pub(super) fn of_linux(
     }
 }
 
+/// Makes one of culprits that differ by nothing, now that it is known what is no caller: in their list, and
+/// in the snapshots that count them.
+pub(super) fn merge<'a>(
+    culprits: &mut Vec<Culprit>,
+    snapshots: impl Iterator<Item = &'a mut Accounts>,
+) {
+    let mut numbers = HashMap::new();
+    let mut kept = Vec::new();
+    let places: Vec<usize> = culprits
+        .drain(..)
+        .map(|culprit| {
+            let c = &culprit;
+            let key = (c.reason, c.kind, c.index, c.rip, c.caller, c.lost);
+            *numbers.entry(key).or_insert_with(|| {
+                kept.push(culprit);
+                kept.len() - 1
+            })
+        })
+        .collect();
+    *culprits = kept;
+    for accounts in snapshots {
+        for counts in [&mut accounts.culprits, &mut accounts.culprit_cycles] {
+            let mut merged: Vec<u64> = Vec::new();
+            for (&place, &count) in places.iter().zip(counts.iter()) {
+                if merged.len() <= place {
+                    merged.resize(place + 1, 0);
+                }
+                if let Some(sum) = merged.get_mut(place) {
+                    *sum = sum.saturating_add(count);
+                }
+            }
+            *counts = merged;
+        }
+    }
+}
+
 /// Whether a place is in a function that is called for its instruction; compilers append to names.
 fn is_primitive(symbol: Option<&str>) -> bool {
     let name = symbol.and_then(|symbol| symbol.split(['+', '.']).next());
@@ -129,7 +166,9 @@ fn returns(placed: &Placed, memory: &Memory, address: u64) -> Option<String> {
     (named.offset > 0).then(|| named.to_string())
 }
 
-/// Whether these bytes end in a CALL (SDM vol. 2A, "CALL"): direct, or through a register or memory.
+/// Whether these bytes end in a CALL (SDM vol. 2A, "CALL"): direct, or through a register or memory; or in a
+/// direct one and a NOP, which Linux makes of one through memory once it knows whom it calls
+/// (linux/arch/x86/kernel/alternative.c): what was called before that returns behind the NOP.
 fn ends_in_call(bytes: &[u8]) -> bool {
     let from_end = |n: usize| bytes.len().checked_sub(n).and_then(|at| bytes.get(at..));
     // FF /2, by what its ModRM byte has behind it: SDM vol. 2A, table 2-2.
@@ -149,7 +188,9 @@ fn ends_in_call(bytes: &[u8]) -> bool {
         _ => false,
     };
     let direct = matches!(from_end(5), Some([0xE8, ..]));
-    direct || [2, 3, 4, 6, 7].into_iter().any(indirect)
+    let patched = matches!(from_end(6), Some([0xE8, .., 0x90]))
+        || matches!(from_end(7), Some([0xE8, .., 0x66, 0x90]));
+    direct || patched || [2, 3, 4, 6, 7].into_iter().any(indirect)
 }
 
 /// The kernel in a guest's memory, wherever it is.
@@ -203,7 +244,6 @@ pub(super) fn of_image(culprits: &mut [Culprit], files: &mut Files, path: &Path)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::Accounts;
     use crate::symbols::Builder;
 
     fn at(rip: u64) -> Culprit {
@@ -231,6 +271,9 @@ mod tests {
             // jmp *%rax; a call that would be longer, or shorter.
             (&[0xFF, 0xE0], false),
             (&[0xFF, 0x15], false),
+            (&[0xE8, 1, 2, 3, 4, 0x90], true),
+            (&[0xE8, 1, 2, 3, 4, 0x66, 0x90], true),
+            (&[0xE8, 1, 2, 3, 4, 0x66], false),
             (&[0xFF, 0xD0, 0x90], false),
             (&[0xCC; 7], false),
             (&[], false),
@@ -303,6 +346,28 @@ mod tests {
         }];
         of_linux(&mut culprits, None, &[], &memory);
         assert_eq!(culprits[0].caller, None);
+    }
+
+    #[test]
+    fn what_differs_by_nothing_is_one() {
+        let mut culprits = vec![at(1), at(2), at(1), at(3), at(2)];
+        culprits[3].caller = Some(7);
+        let mut early = Accounts {
+            culprits: vec![1, 2, 3],
+            ..Accounts::default()
+        };
+        let mut late = Accounts {
+            culprits: vec![1, 2, 3, 4, 5],
+            culprit_cycles: vec![10, 20, 30, 40, 50],
+            ..Accounts::default()
+        };
+        merge(&mut culprits, [&mut early, &mut late].into_iter());
+        let mut expected = [at(1), at(2), at(3)];
+        expected[2].caller = Some(7);
+        assert_eq!(culprits, expected);
+        assert_eq!(early.culprits, [4, 2]);
+        assert_eq!(late.culprits, [4, 7, 4]);
+        assert_eq!(late.culprit_cycles, [40, 70, 40]);
     }
 
     #[test]
