@@ -516,6 +516,9 @@ pub fn build(
     };
     let devices = virtio::slot::Set::new(&fd, devices, &memory)?;
     let kernel = held.kernel(config, kind).clone();
+    if let Some(ledger) = &kernel.ledger {
+        ledger.tell_memory(&memory);
+    }
     let exit_page = exit_page(config, &fd, &kernel, resets)?;
 
     let control = Arc::new(Control::new().map_err(host_error("make an event descriptor"))?);
