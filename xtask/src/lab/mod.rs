@@ -6,6 +6,8 @@ pub(crate) mod asking;
 mod bochs;
 mod command;
 mod cpio;
+pub(crate) mod debian;
+mod drivers;
 mod files;
 pub(crate) mod guest;
 mod image;
