@@ -28,7 +28,8 @@ die() {
 # Devices are found while modules are loaded; one that is not is not there.
 [ -b "$root" ] || die "no root file system: there is no $root (a disk is needed: --disk FILE)"
 $b mount -t ext4 -o "$how" "$root" /root || die "no root file system: $root is no ext4"
-[ -x "/root$init" ] || die "no root file system: $root holds no $init"
+# A link to be followed from there cannot be followed from here.
+[ -h "/root$init" ] || [ -x "/root$init" ] || die "no root file system: $root holds no $init"
 
 # What the guest asks its exits with. systemd keeps a /run that is there.
 $b mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run
