@@ -20,6 +20,7 @@ mod run;
 mod signals;
 mod smaps;
 mod step;
+mod tap;
 mod test;
 mod toolchain;
 mod with_paging;

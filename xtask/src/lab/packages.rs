@@ -257,7 +257,9 @@ impl<'a> Apt<'a> {
         root: &Path,
     ) -> anyhow::Result<Vec<String>> {
         let archives = self.archives()?;
-        spinning(&format!("fetching {}", packages.join(", ")), || said(command))?;
+        spinning(&format!("fetching {}", packages.join(", ")), || {
+            said(command)
+        })?;
         let mut names = Vec::new();
         for file in archives.read_dir()? {
             let path = file?.path();

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 
 use super::machine::{Launch, Machine, Results, Start};
 use super::packages::{BACKPORTS, Packages, Tree, Wanted};
-use super::{Own, packages, programs};
+use super::{Own, disk, packages, programs};
 
 /// QEMU and the libraries and ROMs it needs.
 const WANTED: Wanted = Wanted {
@@ -161,6 +161,7 @@ impl Machine for Qemu {
             "-serial",
             "chardev:results",
         ]);
+        command.args(disk::options(start.disks));
         command.args(start.extra);
         Ok(Launch {
             command,
@@ -195,6 +196,7 @@ mod tests {
             cpus: 2,
             memory_mib: 512,
             extra: &["-icount".into(), "shift=0".into()],
+            disks: &[],
             terminal: false,
         });
         let command = launch.unwrap().command;

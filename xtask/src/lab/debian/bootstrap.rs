@@ -111,8 +111,12 @@ fn followed(command: &mut Command, input: &str) -> anyhow::Result<()> {
     if status.success() {
         return Ok(());
     }
-    let errors = complaints.iter().filter_map(|line| line.strip_prefix("E: "));
-    let first = errors.clone().find(|line| !line.contains("mmdebstrap failed"));
+    let errors = complaints
+        .iter()
+        .filter_map(|line| line.strip_prefix("E: "));
+    let first = errors
+        .clone()
+        .find(|line| !line.contains("mmdebstrap failed"));
     let why = first.or(complaints.last().map(|line| &**line));
     bail!("mmdebstrap: {}", why.unwrap_or("no reason given"))
 }

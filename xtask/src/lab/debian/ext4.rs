@@ -62,8 +62,7 @@ impl Tools {
 
     /// Writes `image` with all of `tar`, which is unpacked into `folder` for it.
     pub(super) fn make(&self, tar: &Path, folder: &Path, image: &Path) -> anyhow::Result<()> {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         // Words: image, folder, size, tar, and mke2fs with what it is told.
         const BOTH: &str = "set -e; image=$1 folder=$2 size=$3 tar=$4; shift 4
             tar --extract --preserve-permissions --numeric-owner --xattrs --xattrs-include='*' \

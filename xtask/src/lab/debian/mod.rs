@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use super::disk::Disk;
 use super::packages::{Packages, RELEASE};
-use super::{Own, Version, drivers, guest, packages};
+use super::{Job, Own, Version, drivers, guest, packages};
 use crate::build;
 
 /// A Debian that can be booted.
@@ -48,6 +49,40 @@ pub(crate) fn fetched(own: &Own, version: Version, fresh: bool) -> anyhow::Resul
     })
 }
 
+/// The variables by which tests find a Debian: its kernel and its initramfs, for 6.1 and 6.12, and the
+/// disk; or why there is none.
+const VARIABLES: [[&str; 2]; 2] = [
+    ["EXITVISOR_LINUX_6_1", "EXITVISOR_DEBIAN_6_1"],
+    ["EXITVISOR_LINUX_6_12", "EXITVISOR_DEBIAN_6_12"],
+];
+const DISK_VARIABLE: &str = "EXITVISOR_DEBIAN_DISK";
+const WHY_NONE: &str = "EXITVISOR_DEBIAN_MISSING";
+
+/// Carries a Debian into the AMD lab for tests, as it was made; what they write to its disk stays as long
+/// as the lab does. Where none can be made, tests are told why.
+pub(crate) fn carry(job: &mut Job) -> anyhow::Result<()> {
+    let packages = packages(&job.own)?;
+    let file = match pristine(&packages) {
+        Ok(file) => file,
+        Err(error) => {
+            job.env.push((WHY_NONE.into(), format!("{error:#}").into()));
+            return Ok(());
+        }
+    };
+    for (version, names) in [Version::V6_1, Version::V6_12].into_iter().zip(VARIABLES) {
+        let kernel = version.kernel(&packages)?;
+        let initrd = initramfs(&packages, version, &kernel)?;
+        for (name, file) in names.into_iter().zip([kernel.image, initrd]) {
+            job.env.push((name.into(), file.clone().into()));
+            job.files.push(file);
+        }
+    }
+    job.env.push((DISK_VARIABLE.into(), file.clone().into()));
+    let writable = false;
+    job.disks.push(Disk { file, writable });
+    Ok(())
+}
+
 /// The drivers, the init, and `exitlog`, always as it is built now.
 fn initramfs(
     packages: &Packages,
@@ -56,7 +91,8 @@ fn initramfs(
 ) -> anyhow::Result<PathBuf> {
     let modules = drivers::drivers(packages, kernel, &drivers::GUEST)?;
     let [exitlog, _] = build::exitlog()?;
-    let exitlog = fs::read(&exitlog).with_context(|| format!("cannot read {}", exitlog.display()))?;
+    let exitlog =
+        fs::read(&exitlog).with_context(|| format!("cannot read {}", exitlog.display()))?;
     let name = format!("debian-{}", version.name());
     guest::initramfs(packages, &name, INIT, |archive| {
         for folder in ["/root", "/run"] {
@@ -162,7 +198,8 @@ mod tests {
 
     #[test]
     fn what_is_installed() {
-        let status = "Package: a\nStatus: install ok installed\nVersion: 1:2-3\n\nPackage: b\nVersion: 4\n";
+        let status =
+            "Package: a\nStatus: install ok installed\nVersion: 1:2-3\n\nPackage: b\nVersion: 4\n";
         assert_eq!(installed(status), ["a_1:2-3", "b_4"]);
     }
 
