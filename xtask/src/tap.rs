@@ -6,6 +6,8 @@
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::libc::{
@@ -36,6 +38,9 @@ pub(crate) fn make(name: &str) -> anyhow::Result<()> {
     if unsafe { ioctl(tun.as_raw_fd(), TUNSETPERSIST, 1) } < 0 {
         bail!("the TAP {name} does not stay: {}", nix::Error::last());
     }
+    // Or this machine's kernel looks for neighbours and routers as soon as it is on: packets that
+    // nobody asked for. A kernel without IPv6 has no such file.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
     // Any socket will do.
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot open a socket")?;
     for (code, address, what) in [
@@ -95,7 +100,16 @@ pub(crate) fn in_namespace(name: &str) -> anyhow::Result<()> {
     if !user.is_root() {
         flags |= CloneFlags::CLONE_NEWUSER;
     }
-    unshare(flags).context("cannot have a network namespace")?;
+    let mut tries = 0;
+    while let Err(error) = unshare(flags) {
+        // A process of several threads has no user namespace made for it (unshare(2)), and a
+        // spinner's thread takes a moment to end.
+        tries += 1;
+        if error != nix::Error::EINVAL || tries > 50 {
+            return Err(error).context("cannot have a network namespace");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
     if !user.is_root() {
         // user_namespaces(7): the group's map may be written once setgroups is denied.
         for (file, text) in [
@@ -118,6 +132,26 @@ mod tests {
     fn names() {
         assert!(request("exitvisor0").is_ok() && request("a23456789012345").is_ok());
         assert!(request("").is_err() && request("a234567890123456").is_err());
+    }
+
+    #[test]
+    fn a_tap_in_a_namespace() {
+        use std::os::unix::process::CommandExt;
+        let mut command = std::process::Command::new("cat");
+        command.arg("/proc/net/fib_trie");
+        let other = |error: anyhow::Error| std::io::Error::other(format!("{error:#}"));
+        // SAFETY: between fork and exec the closure allocates, which glibc allows the child of a
+        // process with threads, and takes no lock of this program's.
+        unsafe { command.pre_exec(move || in_namespace(NAME).map_err(other)) };
+        match command.output() {
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stdout);
+                assert!(text.contains("10.42.0.1"), "{text}");
+            }
+            Err(error) => {
+                eprintln!("skipped: a_tap_in_a_namespace: no namespace or TAP here: {error}")
+            }
+        }
     }
 
     #[test]

@@ -360,10 +360,10 @@ const STATUS: &str = "lab: status ";
 
 /// The status that the kernel's console tells.
 pub(crate) fn status_in(console: &str) -> Option<u8> {
-    let told = console
+    let mut told = console
         .lines()
         .filter_map(|line| line.trim().strip_prefix(STATUS));
-    told.last()?.parse().ok()
+    told.next_back()?.parse().ok()
 }
 
 /// Gives the second serial port to a person.
