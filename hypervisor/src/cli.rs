@@ -8,10 +8,11 @@ use exit_abi::reason::Edition;
 
 use crate::boot::Protocol;
 use crate::config::{
-    self, Config, ConfigError, Console, CpuCount, Ledger, MemorySize, NamedLayout, OnReset,
-    TimeLimit,
+    self, Config, ConfigError, Console, CpuCount, Devices, Ledger, MemorySize, NamedLayout,
+    OnReset, TimeLimit,
 };
 use crate::devices::serial::Registers;
+use crate::devices::virtio::block;
 use crate::error::Error;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
@@ -368,6 +369,13 @@ pub struct VmArgs {
     /// without an exit: one a byte; Linux is told where by its command line)
     #[arg(long, value_enum, value_name = "HOW", default_value = "ports")]
     pub console: Registers,
+    /// Give the guest a disk (virtio): a raw file or a block device, locked against other VMs; can be
+    /// repeated
+    #[arg(long, value_name = "FILE[,ro][,serial=TEXT]", value_parser = config::disk)]
+    pub disk: Vec<block::Wish>,
+    /// Give the guest an entropy device (virtio)
+    #[arg(long)]
+    pub rng: bool,
     /// How hypercalls arrive: auto, xen (KVM passes every VMCALL on, where it can) or gate (a
     /// breakpoint on a registered instruction)
     #[arg(
@@ -524,6 +532,10 @@ impl VmArgs {
             },
             irqchip: self.irqchip,
             com1: self.console,
+            devices: Devices {
+                disks: self.disk,
+                rng: self.rng,
+            },
             hypercall: self.hypercall,
             exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,

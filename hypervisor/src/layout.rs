@@ -19,6 +19,7 @@
 //! 0xD000_0000 │   scratch page            │ unassigned for good: for MMIO workloads
 //! 0xD100_0000 │   exit page               │ read-only: the guest's live counters
 //! 0xD140_0000 │   console's page          │ read-only: COM1's registers, with `--console page`
+//! 0xD200_0000 │   virtio devices          │ read-only: their registers, a page each
 //! 0xFEC0_0000 │   IOAPIC                  │
 //! 0xFEE0_0000 │   local APICs             │
 //! 0xFFFB_C000 │   KVM's identity map, TSS │
@@ -91,6 +92,10 @@ pub const EXIT_PAGE: u64 = exit_abi::page::ADDRESS;
 pub const EXIT_PAGE_END: u64 = 0xD140_0000;
 /// COM1's registers, where they are memory (`--console page`).
 pub const STATUS_PAGE: u64 = 0xD140_0000;
+/// The registers of the virtio devices, a page each, in the order of their interrupts.
+pub const VIRTIO: u64 = 0xD200_0000;
+/// End of the room for them.
+pub const VIRTIO_END: u64 = 0xD201_0000;
 /// KVM's IOAPIC, where every PC has it (`IOAPIC_DEFAULT_BASE_ADDRESS`).
 pub const IO_APIC: u64 = 0xFEC0_0000;
 /// The local APICs after reset (SDM vol. 3A, 12.4.1).
@@ -101,11 +106,17 @@ pub const IDENTITY_MAP: u64 = 0xFFFB_C000;
 pub const TSS: u64 = 0xFFFB_D000;
 /// COM1's interrupt line.
 pub const COM1_GSI: u32 = 4;
+/// The interrupt line of the first virtio device; each has its own.
+pub const VIRTIO_GSI: u32 = 5;
+/// Most virtio devices: KVM's IOAPIC has 24 pins.
+pub const VIRTIO_MAX: usize = 16;
 
 /// A page: the size of whatever is one page.
 const PAGE: u64 = 0x1000;
 
 const _: () = assert!(MODULE_LIST + 32 * MODULES_MAX as u64 <= MODULE_NAMES);
+const _: () = assert!(VIRTIO + VIRTIO_MAX as u64 * PAGE == VIRTIO_END);
+const _: () = assert!(VIRTIO_GSI as usize + VIRTIO_MAX <= 24);
 const _: () = assert!(MODULE_NAMES + (MODULES_MAX * MODULE_NAME_SIZE) as u64 <= 0x8000);
 
 /// RAM as (start, length) for a guest with `size` bytes of it.
@@ -263,6 +274,12 @@ pub fn ranges(memory: u64) -> Vec<Range> {
             "console's page",
             STATUS_PAGE,
             "COM1's registers, with `--console page`",
+        ),
+        range(
+            "virtio devices",
+            VIRTIO,
+            VIRTIO_END,
+            "their registers, a page each, read-only",
         ),
         page("IOAPIC", IO_APIC, "KVM's"),
         page("local APICs", LOCAL_APIC, "KVM's, each vCPU its own"),

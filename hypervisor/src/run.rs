@@ -87,6 +87,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         vcpus,
         gates,
         memory,
+        devices,
         histograms: first_histograms,
         culprits,
         ..
@@ -135,6 +136,7 @@ pub fn run(config: &Config, tell: impl Fn(&str)) -> Result<Profile, Error> {
         vcpus,
         gates,
         memory,
+        devices,
         histograms: first_histograms,
         culprits,
         first_end: differs.then_some(first_end),

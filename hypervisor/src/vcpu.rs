@@ -29,6 +29,7 @@ use crate::devices::control::{Cause, Control};
 use crate::devices::pci::EmptyBus;
 use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
+use crate::devices::virtio::slot::Set;
 use crate::exits::books::{Asks, Books, Figures, Scratch};
 use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
 use crate::exits::hypercall::{Call, Mechanism};
@@ -70,7 +71,7 @@ const THREADS_MAX: u32 = 8;
 /// What the vCPUs of a VM share.
 pub struct Shared {
     /// Guest memory.
-    pub memory: Ram,
+    pub memory: Arc<Ram>,
     /// Who counts.
     pub books: Books,
     /// The gate table.
@@ -87,6 +88,8 @@ pub struct Shared {
     pub empty_bus: Option<EmptyBus>,
     /// The IOAPIC, where it is not KVM's.
     pub ioapic: Option<Wired>,
+    /// The virtio devices.
+    pub devices: Set,
     /// How the run ends.
     pub control: Arc<Control>,
     /// Which leaf asks what.
@@ -256,6 +259,8 @@ enum Action {
     Debug(kvm_debug_exit_arch),
     /// The guest has written to its console other than by a port.
     Console,
+    /// What was looked for has been seen in what the guest sent to a device.
+    Seen(Vec<Label>),
     Finish(Cause),
 }
 
@@ -512,6 +517,8 @@ impl Vcpu {
                     ioapic.read(offset, data);
                 } else if let Some(offset) = self.shared.status_page_at(address) {
                     self.shared.com1().load(offset, data);
+                } else {
+                    self.shared.devices.read(address, data);
                 }
                 done(Reason::EPT_MISCONFIG, Owner::Guest, Action::Continue)
             }
@@ -527,6 +534,17 @@ impl Vcpu {
                             // A page is there, and forbids writing.
                             reason = Reason::EPT_VIOLATION;
                             goes_on = Action::Console;
+                        } else if let Some(seen) =
+                            self.shared
+                                .devices
+                                .write(address, data, &self.shared.control)
+                        {
+                            if self.shared.devices.is_shown() {
+                                reason = Reason::EPT_VIOLATION;
+                            }
+                            if !seen.is_empty() {
+                                goes_on = Action::Seen(seen);
+                            }
                         }
                         Ok(())
                     }
@@ -668,6 +686,7 @@ impl Vcpu {
                 let seen = self.shared.com1().take_seen();
                 self.seen(seen);
             }
+            Action::Seen(seen) => self.seen(seen),
             Action::Io(io) => self.io(io),
             Action::Debug(arch) => self.debug(&arch)?,
             Action::Finish(cause) => self.finish(cause),

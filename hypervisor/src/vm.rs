@@ -29,6 +29,8 @@ use crate::devices::control::Control;
 use crate::devices::pci::EmptyBus;
 use crate::devices::serial::{Com1, Registers};
 use crate::devices::status_page::{Slot, StatusPage};
+use crate::devices::virtio;
+use crate::devices::virtio::slot::Placed;
 use crate::error::{Error, host as host_error, kvm as kvm_error};
 use crate::exits::books::Books;
 use crate::exits::gate::{Gate, Gates};
@@ -208,6 +210,8 @@ struct Told<'a> {
     resets: u32,
     /// Bytes of the exit page, if there is one.
     exit_page: Option<u64>,
+    /// Its virtio devices.
+    devices: &'a [Placed],
 }
 
 /// Loads what is booted (the kernel, or a firmware that gets the kernel as its first module),
@@ -264,6 +268,7 @@ fn load(
         resets: told.resets,
         exit_page: told.exit_page,
         com1: config.com1,
+        devices: told.devices,
     };
     let described = platform::describe(memory, &machine)?;
     if told.resets == 0 {
@@ -498,15 +503,18 @@ pub fn build(
     }
     let fd = kvm.create_vm().map_err(kvm_error("a VM"))?;
 
-    let memory = memory::map_of(config.pages, config.memory.bytes())?;
+    let memory = Arc::new(memory::map_of(config.pages, config.memory.bytes())?);
     memory::give_to_kvm(&fd, &memory)?;
     let wish = config.hypercall.of(linux, config.cpus.get());
     let hypercalls = prepare(&fd, kind, wish)?;
-    let irqchip = irqchip::create(&fd, config.irqchip, linux)?;
+    let devices = virtio::build::devices(config, held)?;
+    let pins = irqchip::pins(devices.len());
+    let irqchip = irqchip::create(&fd, config.irqchip, linux, pins)?;
     let ioapic = match irqchip {
         irqchip::Kind::Kernel => None,
-        irqchip::Kind::Split => Some(irqchip::Wired::new(&kvm, &fd, irqchip)?),
+        irqchip::Kind::Split => Some(irqchip::Wired::new(&kvm, &fd, irqchip, pins)?),
     };
+    let devices = virtio::slot::Set::new(&fd, devices, &memory)?;
     let kernel = held.kernel(config, kind).clone();
     let exit_page = exit_page(config, &fd, &kernel, resets)?;
 
@@ -545,6 +553,7 @@ pub fn build(
         hypercall::hide_features(&mut supported);
     }
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let placed: Vec<Placed> = devices.slots().iter().map(|s| s.placed.clone()).collect();
     let told = Told {
         entry,
         cmdline: &cmdline,
@@ -554,6 +563,7 @@ pub fn build(
         timer_hz,
         resets,
         exit_page: exit_page.as_ref().map(|page| page.size()),
+        devices: &placed,
     };
     let boot = load(config, &memory, image, &mut held.files, told)?;
 
@@ -622,6 +632,7 @@ pub fn build(
         empty_bus: (linux && arguments::has_empty_bus(&cmdline)).then(EmptyBus::default),
         has_status_page: config.com1 == Registers::Page,
         ioapic,
+        devices,
         control,
         layout: config.leaves.layout,
         edition: config.edition,

@@ -43,6 +43,8 @@ pub const LEAVES: &str = "exitvisor,leaves";
 pub const GATE_PORTS: &str = "exitvisor,gate-ports";
 /// `compatible` of the page that no device will ever have; `reg` is that page.
 pub const SCRATCH: &str = "exitvisor,scratch-page";
+/// A virtio device: its registers (VIRTIO 1.3, 4.2.2) and its interrupt, an edge.
+pub const VIRTIO: &str = "virtio,mmio";
 /// `compatible` of power-off and reset: `u32` properties [`POWER_OFF`] and [`RESET`], each a port
 /// and the value to write there (8 bits).
 pub const POWER: &str = "exitvisor,power";

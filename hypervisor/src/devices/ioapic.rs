@@ -33,27 +33,26 @@ pub struct Msi {
 
 /// The IOAPIC.
 #[derive(Debug)]
-pub struct IoApic<const PINS: usize> {
+pub struct IoApic {
     id: u32,
     select: u8,
-    entries: [u64; PINS],
+    entries: Vec<u64>,
 }
 
-impl<const PINS: usize> Default for IoApic<PINS> {
-    fn default() -> Self {
+impl IoApic {
+    /// One with so many pins (at most 240), as it is after reset: every entry is masked.
+    pub fn new(pins: usize) -> Self {
         Self {
             id: 0,
             select: 0,
-            entries: [MASKED; PINS],
+            entries: vec![MASKED; pins.min(240)],
         }
     }
-}
 
-impl<const PINS: usize> IoApic<PINS> {
     /// What each pin sends, if it is not masked.
-    pub fn routes(&self) -> [Option<Msi>; PINS] {
-        self.entries
-            .map(|entry| (entry & MASKED == 0).then(|| message(entry)))
+    pub fn routes(&self) -> Vec<Option<Msi>> {
+        let route = |&entry: &u64| (entry & MASKED == 0).then(|| message(entry));
+        self.entries.iter().map(route).collect()
     }
 
     /// A read of these many bytes at this offset of its page.
@@ -93,13 +92,13 @@ impl<const PINS: usize> IoApic<PINS> {
         let index = self.select.checked_sub(FIRST_ENTRY)?;
         let shift = u32::from(index & 1) * 32;
         let pin = usize::from(index / 2);
-        (pin < PINS).then_some((pin, shift))
+        (pin < self.entries.len()).then_some((pin, shift))
     }
 
     fn register(&self) -> u32 {
         match self.select {
             ID | ARBITRATION => self.id,
-            VERSION => VERSION_11 | (PINS as u32).saturating_sub(1) << 16,
+            VERSION => VERSION_11 | (self.entries.len() as u32).saturating_sub(1) << 16,
             _ => match self.entry() {
                 Some((pin, shift)) => (self.entries[pin] >> shift) as u32,
                 None => 0,
@@ -139,23 +138,23 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn get<const N: usize>(ioapic: &mut IoApic<N>, register: u8) -> u32 {
+    fn get(ioapic: &mut IoApic, register: u8) -> u32 {
         ioapic.write(SELECT, &u32::from(register).to_le_bytes());
         let mut data = [0; 4];
         ioapic.read(WINDOW, &mut data);
         u32::from_le_bytes(data)
     }
 
-    fn set<const N: usize>(ioapic: &mut IoApic<N>, register: u8, value: u32) -> bool {
+    fn set(ioapic: &mut IoApic, register: u8, value: u32) -> bool {
         ioapic.write(SELECT, &u32::from(register).to_le_bytes());
         ioapic.write(WINDOW, &value.to_le_bytes())
     }
 
     #[test]
     fn it_says_how_many_pins_it_has() {
-        assert_eq!(get(&mut IoApic::<1>::default(), VERSION), 0x11);
-        assert_eq!(get(&mut IoApic::<24>::default(), VERSION), 0x17_0011);
-        let mut ioapic = IoApic::<1>::default();
+        assert_eq!(get(&mut IoApic::new(1), VERSION), 0x11);
+        assert_eq!(get(&mut IoApic::new(24), VERSION), 0x17_0011);
+        let mut ioapic = IoApic::new(1);
         set(&mut ioapic, ID, 0xFFFF_FFFF);
         assert_eq!(get(&mut ioapic, ID), 0x0F00_0000);
         assert_eq!(get(&mut ioapic, 0x12), 0, "there is no second pin");
@@ -164,7 +163,7 @@ mod tests {
 
     #[test]
     fn an_entry_becomes_a_message() {
-        let mut ioapic = IoApic::<2>::default();
+        let mut ioapic = IoApic::new(2);
         assert_eq!(get(&mut ioapic, 0x12), 1 << 16, "masked after reset");
         assert!(!set(&mut ioapic, 0x13, 0x0300_0000), "masked still");
         assert!(set(&mut ioapic, 0x12, 0x0000_0031));
@@ -190,7 +189,7 @@ mod tests {
         fn any_access_is_taken(accesses in prop::collection::vec(
             (any::<bool>(), 0_u64..0x1000, prop::collection::vec(any::<u8>(), 0..9)), 0..64,
         )) {
-            let mut ioapic = IoApic::<3>::default();
+            let mut ioapic = IoApic::new(3);
             for (write, offset, mut data) in accesses {
                 let offset = [SELECT, WINDOW, offset][data.len() % 3];
                 if write {

@@ -9,3 +9,4 @@ pub mod pci;
 pub mod ports;
 pub mod serial;
 pub mod status_page;
+pub mod virtio;

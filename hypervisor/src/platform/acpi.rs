@@ -17,6 +17,7 @@ use exit_abi::port;
 use super::PlatformError;
 use super::irqchip::Kind;
 use crate::devices::serial::Registers;
+use crate::devices::virtio::slot::Placed;
 use crate::layout;
 
 const OEM: [u8; 6] = *b"EXITVI";
@@ -143,7 +144,12 @@ impl Place {
 }
 
 /// Makes the tables of a machine with this many vCPUs.
-pub fn tables(cpus: u32, irqchip: Kind, com1: Registers) -> Result<Tables, PlatformError> {
+pub fn tables(
+    cpus: u32,
+    irqchip: Kind,
+    com1: Registers,
+    devices: &[Placed],
+) -> Result<Tables, PlatformError> {
     let mut place = Place(layout::ACPI);
     // Those that point come before those that they point to, whose places are therefore reckoned
     // from the sizes of the former, which are fixed.
@@ -151,7 +157,7 @@ pub fn tables(cpus: u32, irqchip: Kind, com1: Registers) -> Result<Tables, Platf
     let xsdt_at = place.take(xsdt(&[0, 0]).1);
     let facp_at = place.take(FADT::len() as u64);
     let apic = place.put("apic.dat", &madt(cpus, irqchip));
-    let dsdt = place.put("dsdt.dat", &dsdt(cpus, com1));
+    let dsdt = place.put("dsdt.dat", &dsdt(cpus, com1, devices));
 
     let place_at = |address, file, table: &dyn Aml| Place(address).put(file, table);
     let facp = place_at(facp_at, "facp.dat", &fadt(dsdt.address));
@@ -237,7 +243,7 @@ fn madt(cpus: u32, irqchip: Kind) -> Sdt {
 }
 
 /// The DSDT (5.2.11.1): COM1, what is reserved, the processors (8.4), and power-off.
-fn dsdt(cpus: u32, com1: Registers) -> Sdt {
+fn dsdt(cpus: u32, com1: Registers, devices: &[Placed]) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, DSDT_REVISION, OEM, OEM_TABLE, OEM_REVISION);
     let mut aml = Vec::new();
     let id = |name| Name::new("_HID".into(), &EISAName::new(name));
@@ -268,6 +274,10 @@ fn dsdt(cpus: u32, com1: Registers) -> Sdt {
     let own = Device::new("EXIT".into(), vec![&own, &uid, &taken]);
     Scope::new("_SB_".into(), vec![&com1, &own]).to_aml_bytes(&mut aml);
 
+    let devices: Vec<u8> = (0..).zip(devices).flat_map(virtio).collect();
+    if !devices.is_empty() {
+        aml.extend(Scope::raw("_SB_".into(), devices));
+    }
     let processors: Vec<u8> = (0..cpus).flat_map(processor).collect();
     aml.extend(Scope::raw("_SB_".into(), processors));
 
@@ -277,6 +287,23 @@ fn dsdt(cpus: u32, com1: Registers) -> Sdt {
     Name::new("_S5_".into(), &s5).to_aml_bytes(&mut aml);
     dsdt.append_slice(&aml);
     dsdt
+}
+
+/// A virtio device on virtio-mmio: the identifier by which Linux knows it
+/// (linux/drivers/virtio/virtio_mmio.c, `virtio_mmio_acpi_match`). Its line is pulsed, as COM1's is.
+fn virtio((index, placed): (u8, &Placed)) -> Vec<u8> {
+    let mut aml = Vec::new();
+    let registers = Memory32Fixed::new(true, placed.address as u32, 0x1000);
+    let line = Interrupt::new(true, true, false, false, placed.gsi);
+    let (hid, uid) = (
+        Name::new("_HID".into(), &"LNRO0005"),
+        Name::new("_UID".into(), &index),
+    );
+    let resources = ResourceTemplate::new(vec![&registers, &line]);
+    let resources = Name::new("_CRS".into(), &resources);
+    let name = format!("V{index:03X}");
+    Device::new(name.as_str().into(), vec![&hid, &uid, &resources]).to_aml_bytes(&mut aml);
+    aml
 }
 
 /// A processor (8.4): `_UID` is the MADT's processor UID.
@@ -396,7 +423,7 @@ mod tests {
     proptest! {
         #[test]
         fn tables_do_not_overlap(cpus in 1..=crate::config::MAX_CPUS) {
-            let tables = tables(cpus, Kind::Kernel, Registers::Ports).unwrap();
+            let tables = tables(cpus, Kind::Kernel, Registers::Ports, &[]).unwrap();
             let mut end = layout::ACPI;
             for table in tables.all() {
                 prop_assert!(table.address >= end && table.address % ALIGNMENT == 0);

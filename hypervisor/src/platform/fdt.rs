@@ -32,6 +32,7 @@ pub fn tree(machine: &Machine<'_>) -> Result<Vec<u8>, PlatformError> {
     cpus(&mut fdt, machine.cpus)?;
     interrupt_controllers(&mut fdt, machine.timer_hz)?;
     isa(&mut fdt, machine.irqchip)?;
+    virtio(&mut fdt, machine)?;
     own(&mut fdt, machine)?;
     fdt.end_node(root)?;
     let tree = fdt.finish()?;
@@ -135,6 +136,19 @@ fn isa(fdt: &mut FdtWriter, irqchip: Kind) -> Result<(), vm_fdt::Error> {
     fdt.property_u32(names::SCRATCH_PORT, port::SCRATCH.into())?;
     fdt.end_node(node)?;
     fdt.end_node(bus)
+}
+
+/// The virtio devices (binding of `virtio,mmio`).
+fn virtio(fdt: &mut FdtWriter, machine: &Machine<'_>) -> Result<(), vm_fdt::Error> {
+    for placed in machine.devices {
+        let node = fdt.begin_node(&format!("virtio@{:x}", placed.address))?;
+        fdt.property_string("compatible", names::VIRTIO)?;
+        fdt.property_array_u64("reg", &[placed.address, 0x1000])?;
+        let pin = placed.gsi - machine.irqchip.first_gsi();
+        fdt.property_array_u32("interrupts", &[pin, EDGE_RISING])?;
+        fdt.end_node(node)?;
+    }
+    Ok(())
 }
 
 /// What only Exitvisor has: gates, power, the scratch page, the exit page.

@@ -45,11 +45,15 @@ impl Kind {
     }
 }
 
-/// How many pins our own IOAPIC has: from COM1's on, which is the only one.
-pub const PINS: usize = 1;
+/// How many pins our own IOAPIC has with so many virtio devices: from COM1's on, all that are wired.
+pub fn pins(devices: usize) -> usize {
+    1 + devices
+}
 
-/// Makes the interrupt controllers, before there are vCPUs.
-pub fn create(vm: &VmFd, wish: Wish, linux: bool) -> Result<Kind, Error> {
+const _: () = assert!(layout::COM1_GSI + 1 == layout::VIRTIO_GSI);
+
+/// Makes the interrupt controllers, before there are vCPUs; a split one with so many pins.
+pub fn create(vm: &VmFd, wish: Wish, linux: bool, pins: usize) -> Result<Kind, Error> {
     let possible = vm.check_extension(Cap::SplitIrqchip);
     let kind = match wish {
         Wish::Auto if linux && possible => Kind::Split,
@@ -72,7 +76,7 @@ pub fn create(vm: &VmFd, wish: Wish, linux: bool) -> Result<Kind, Error> {
                 ..Default::default()
             };
             // Routes below this may be an IOAPIC's pins.
-            cap.args[0] = u64::from(kind.first_gsi()) + PINS as u64;
+            cap.args[0] = u64::from(kind.first_gsi()) + pins as u64;
             vm.enable_cap(&cap)
                 .map_err(kvm_error("in-kernel local APICs (KVM_CAP_SPLIT_IRQCHIP)"))?;
         }
@@ -95,21 +99,21 @@ pub fn another(kvm: &Kvm, vm: &VmFd) -> Result<VmFd, Error> {
 
 /// The IOAPIC of a split irqchip, wired to KVM.
 pub struct Wired {
-    ioapic: Mutex<IoApic<PINS>>,
+    ioapic: Mutex<IoApic>,
     vm: VmFd,
     first_gsi: u32,
 }
 
 impl Wired {
     /// An IOAPIC that nothing has been written to.
-    pub fn new(kvm: &Kvm, vm: &VmFd, kind: Kind) -> Result<Self, Error> {
+    pub fn new(kvm: &Kvm, vm: &VmFd, kind: Kind, pins: usize) -> Result<Self, Error> {
         let wired = Self {
-            ioapic: Mutex::default(),
+            ioapic: Mutex::new(IoApic::new(pins)),
             vm: another(kvm, vm)?,
             first_gsi: kind.first_gsi(),
         };
         // Without this KVM has the routes of its own IOAPIC, which is not there.
-        wired.route(&[None; PINS])?;
+        wired.route(&[])?;
         Ok(wired)
     }
 
@@ -128,11 +132,11 @@ impl Wired {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, IoApic<PINS>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, IoApic> {
         self.ioapic.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn route(&self, routes: &[Option<Msi>; PINS]) -> Result<(), Error> {
+    fn route(&self, routes: &[Option<Msi>]) -> Result<(), Error> {
         let entries: Vec<kvm_irq_routing_entry> = (self.first_gsi..)
             .zip(routes)
             .filter_map(|(gsi, msi)| msi.map(|msi| entry(gsi, msi)))

@@ -6,6 +6,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::pvh::Module;
 use crate::devices::serial::Registers;
+use crate::devices::virtio::slot::Placed;
 use crate::layout;
 use crate::memory::Memory;
 
@@ -66,6 +67,8 @@ pub struct Machine<'a> {
     pub exit_page: Option<u64>,
     /// Where COM1's registers are.
     pub com1: Registers,
+    /// The virtio devices.
+    pub devices: &'a [Placed],
 }
 
 /// The descriptions, as they lie in guest memory.
@@ -90,7 +93,7 @@ impl Described {
 
 /// Describes the machine and writes the descriptions into guest memory.
 pub fn describe(memory: &Memory, machine: &Machine<'_>) -> Result<Described, PlatformError> {
-    let acpi = acpi::tables(machine.cpus, machine.irqchip, machine.com1)?;
+    let acpi = acpi::tables(machine.cpus, machine.irqchip, machine.com1, machine.devices)?;
     for table in acpi.all() {
         memory
             .write_slice(&table.bytes, GuestAddress(table.address))
@@ -123,6 +126,7 @@ pub(crate) mod tests {
             resets: 0,
             exit_page: Some(0x9000),
             com1: Registers::Ports,
+            devices: &[],
         }
     }
 

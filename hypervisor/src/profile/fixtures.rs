@@ -189,6 +189,7 @@ pub(crate) fn zero() -> Profile {
         vcpus: vec![Accounts::default()],
         gates: GateFigures::default(),
         memory: None,
+        devices: Vec::new(),
         histograms: Vec::new(),
         culprits: Vec::new(),
         first_end: None,
@@ -318,6 +319,7 @@ pub(crate) fn reboots() -> Profile {
             total,
             gates: profile.gates.clone(),
             memory: profile.memory.clone(),
+            devices: profile.devices.clone(),
             histograms: Vec::new(),
             culprits: Vec::new(),
         });
@@ -1238,6 +1240,7 @@ prop_compose! {
             total,
             gates: GateFigures::default(),
             memory: None,
+            devices: Vec::new(),
             histograms: Vec::new(),
             culprits: Vec::new(),
         }

@@ -65,6 +65,9 @@ pub struct Profile {
     /// What guest memory was made of in the first boot; absent before version 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryAccount>,
+    /// What its virtio devices did in the first boot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
     /// CPU time, user's and system's, of the process from its start until the first vCPU first entered
     /// the guest, nanoseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,12 +121,43 @@ pub struct Pass {
     /// What guest memory was made of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryAccount>,
+    /// What its virtio devices did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
     /// As of the first boot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub histograms: Vec<Histogram>,
     /// As of the first boot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub culprits: Vec<Culprit>,
+}
+
+/// A virtio device, and what it did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// `blk0`, `console0`, `net0`, `rng0`, …
+    pub name: String,
+    /// Guest-physical address of the page of its registers.
+    pub address: u64,
+    /// Its interrupt.
+    pub gsi: u32,
+    /// Accesses to its registers that reached the VMM. (Reads do not, where KVM has read-only memory; nor
+    /// do kicks, where a thread hears them.)
+    pub exits: u64,
+    /// Kicks; of those that a thread heard, as many as it heard one by one.
+    pub kicks: u64,
+    /// Requests, on all queues.
+    pub requests: u64,
+    /// Interrupts that it raised.
+    pub interrupts: u64,
+    /// Bytes that the guest got.
+    pub to_guest: u64,
+    /// Bytes that the guest sent, requests' headers included.
+    pub from_guest: u64,
+    /// How often the guest set it up or used it in a way that makes no sense, so that it stood still until
+    /// it was reset.
+    pub broken: u64,
 }
 
 /// The program that wrote a profile.

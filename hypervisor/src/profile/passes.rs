@@ -20,6 +20,7 @@ const ASK: usize = 150;
 const PLACE: usize = 30;
 const CULPRIT: usize = 250;
 const MEMORY: usize = 250;
+const DEVICE: usize = 350;
 
 /// One boot of a run: the first, or one that followed a reset.
 #[derive(Clone, Copy, Debug)]
@@ -171,6 +172,7 @@ fn weight(pass: &Pass) -> usize {
         + vcpus.sum::<usize>()
         + PLACE * places.sum::<usize>()
         + CULPRIT * pass.culprits.len()
+        + DEVICE * pass.devices.len()
 }
 
 #[cfg(test)]
@@ -220,6 +222,7 @@ mod tests {
                 vcpus: profile.vcpus,
                 gates: profile.gates,
                 memory: profile.memory,
+                devices: profile.devices,
                 histograms: profile.histograms,
                 culprits: profile.culprits,
             };

@@ -145,6 +145,7 @@ mod tests {
             edition: Edition::Current,
             kernel_ledger: Default::default(),
             hypercall: Default::default(),
+            devices: Default::default(),
             exit_page: true,
             log_queries: false,
             console: Console::Stdout,

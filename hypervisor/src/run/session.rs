@@ -15,6 +15,7 @@ use super::names;
 use super::watch::{Machine, Watch};
 use crate::config::{Config, TimeLimit};
 use crate::devices::control::Cause;
+use crate::devices::virtio::worker;
 use crate::error::{Error, host as host_error};
 use crate::exits::books::{Asks, Figures, Scratch};
 use crate::exits::milestone::{Clocks, Event};
@@ -145,6 +146,11 @@ impl Session {
             &Figures::default(),
             Asks::default(),
         );
+        let workers = worker::spawn(&shared.devices, &shared.control).unwrap_or_else(|error| {
+            let what = format!("cannot start a thread: {error}");
+            shared.control.finish(Cause::Internal(what));
+            Vec::new()
+        });
         let threads = spawn(&shared, vcpus);
         // At least one turn: however soon a guest resets itself, signals and the timer are seen.
         loop {
@@ -155,6 +161,8 @@ impl Session {
         }
         let (clocks, at) = (shared.clocks(), start.clocks());
         let standings = join(&shared, threads);
+        // Their control event has been raised; what they are at, they finish.
+        workers.into_iter().for_each(|worker| drop(worker.join()));
         self.watch(Watch::detach);
         let cause = shared
             .control
@@ -296,6 +304,7 @@ fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
         vcpus,
         gates: shared.gates.figures(),
         memory: None,
+        devices: shared.devices.slots().iter().map(|s| s.account()).collect(),
         histograms: shared.books.histograms(),
         culprits,
     }
