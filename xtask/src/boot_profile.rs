@@ -116,18 +116,19 @@ impl BootProfile {
     pub(crate) fn run(mut self) -> anyhow::Result<u8> {
         self.check()?;
         let mut name = None;
-        if self.guest == Guest::Initramfs {
-            let linux = Linux::fetched(&self.options)?;
+        if let Some(linux) = Linux::of(self.guest, &self.options)? {
             self.options = linux.options;
             name = Some(linux.name);
         }
         if let Some(wish) = self.paging {
             let on = match (self.on, self.guest) {
                 // Software KVM has no paging to choose, and there Linux is booted in the AMD lab.
-                (On::Auto, Guest::Initramfs) if !self.reload_kvm => match self.on.choose_linux() {
-                    Where::Host => On::Host,
-                    Where::Lab(_) => On::AmdLab,
-                },
+                (On::Auto, Guest::Initramfs | Guest::Debian) if !self.reload_kvm => {
+                    match self.on.choose_linux() {
+                        Where::Host => On::Host,
+                        Where::Lab(_) => On::AmdLab,
+                    }
+                }
                 (on, _) => on,
             };
             let measurement = Measurement {

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use clap::ValueEnum;
 
+use super::disk::Disk;
 use super::packages::Packages;
 use super::{bochs, qemu};
 
@@ -50,6 +51,8 @@ pub(crate) struct Start<'a> {
     pub(crate) cpus: u32,
     /// Memory of the machine, MiB.
     pub(crate) memory_mib: u32,
+    /// Files that are disks of the machine.
+    pub(crate) disks: &'a [Disk],
     /// Further arguments of the machine's program.
     pub(crate) extra: &'a [OsString],
     /// Whether the second serial port is a person at a terminal (`lab shell`). The terminal is

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 
 use super::machine::{Launch, Machine, Results, Start};
 use super::packages::{BACKPORTS, Packages, Tree, Wanted};
-use super::{Own, packages, programs, repair};
+use super::{Own, disk, packages, programs, repair};
 
 /// QEMU and the libraries and ROMs it needs.
 const WANTED: Wanted = Wanted {
@@ -194,6 +194,7 @@ impl Machine for Qemu {
             "-serial",
             "chardev:results",
         ]);
+        command.args(disk::options(start.disks));
         command.args(start.extra);
         Ok(Launch {
             command,
@@ -229,6 +230,7 @@ mod tests {
             cpus: 2,
             memory_mib: 512,
             extra: &["-icount".into(), "shift=0".into()],
+            disks: &[],
             terminal: false,
         });
         let command = launch.unwrap().command;
