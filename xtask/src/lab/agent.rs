@@ -25,7 +25,7 @@ use nix::sys::termios::{self, BaudRate, SetArg, tcdrain};
 use nix::unistd::{Pid, getpid, setsid, sync};
 use serde::{Deserialize, Serialize};
 
-use super::protocol::{FileHead, Frame, INTERRUPT, LONGEST};
+use super::protocol::{FileHead, Frame, INTERRUPT, LONGEST, STANDSTILL};
 use crate::{FAILED, step};
 
 /// Where the agent lies in the image.
@@ -267,10 +267,13 @@ fn run(orders: &Orders, line: &Arc<Line>) -> anyhow::Result<u8> {
     thread::spawn(move || {
         let mut byte = [0];
         while (&listening.port).read_exact(&mut byte).is_ok() {
-            if byte == [INTERRUPT] {
-                // It may have ended just now.
-                let _ = killpg(group, Signal::SIGINT);
-            }
+            let signal = match byte {
+                [INTERRUPT] => Signal::SIGINT,
+                [STANDSTILL] => Signal::SIGUSR1,
+                _ => continue,
+            };
+            // It may have ended just now.
+            let _ = killpg(group, signal);
         }
     });
     let mut streams = Vec::new();
