@@ -69,7 +69,7 @@ pub enum ConfigError {
     #[error("`{0}` is not a way for hypercalls to arrive: write auto, xen or gate")]
     Hypercall(String),
     /// Not a kind of pages.
-    #[error("`{0}` is not a kind of pages: write host, 4k, thp or huge")]
+    #[error("`{0}` is not a kind of pages: write auto, host, 4k, thp or huge")]
     Pages(String),
     /// Not a way to fill memory in.
     #[error("`{0}` is not a way to fill memory in: write none, touch or kvm")]

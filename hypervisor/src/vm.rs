@@ -503,7 +503,7 @@ pub fn build(
     }
     let fd = kvm.create_vm().map_err(kvm_error("a VM"))?;
 
-    let memory = Arc::new(memory::map_of(config.pages, config.memory.bytes())?);
+    let memory = Arc::new(memory::map_of(config.pages, linux, config.memory.bytes())?);
     memory::give_to_kvm(&fd, &memory)?;
     let wish = config.hypercall.of(linux, config.cpus.get());
     let hypercalls = prepare(&fd, kind, wish)?;

@@ -248,7 +248,7 @@ fn join(shared: &Shared, threads: Vec<JoinHandle<Option<Standing>>>) -> Vec<Opti
 fn memory(shared: &Shared, config: &Config, prefault_time: Duration) -> Option<MemoryAccount> {
     let usage = shared.memory.usage()?;
     Some(MemoryAccount {
-        pages: config.pages.name().into(),
+        pages: shared.memory.pages().name().into(),
         prefault: config.prefault.name().into(),
         prefault_nanos: match config.prefault {
             Prefault::None => 0,

@@ -26,7 +26,7 @@ use nix::unistd::{Pid, getpid, setsid, sync};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{self, Disk};
-use super::protocol::{FileHead, Frame, INTERRUPT, LONGEST};
+use super::protocol::{FileHead, Frame, INTERRUPT, LONGEST, STANDSTILL};
 use crate::{FAILED, step, tap};
 
 /// Where the agent lies in the image.
@@ -283,10 +283,13 @@ fn run(orders: &Orders, line: &Arc<Line>) -> anyhow::Result<u8> {
     thread::spawn(move || {
         let mut byte = [0];
         while (&listening.port).read_exact(&mut byte).is_ok() {
-            if byte == [INTERRUPT] {
-                // It may have ended just now.
-                let _ = killpg(group, Signal::SIGINT);
-            }
+            let signal = match byte {
+                [INTERRUPT] => Signal::SIGINT,
+                [STANDSTILL] => Signal::SIGUSR1,
+                _ => continue,
+            };
+            // It may have ended just now.
+            let _ = killpg(group, signal);
         }
     });
     let mut streams = Vec::new();

@@ -133,6 +133,9 @@ pub(crate) struct Job {
     pub(crate) outputs: Vec<PathBuf>,
     /// After this long the lab is ended.
     pub(crate) limit: Duration,
+    /// A command that says nothing for so much CPU time of the emulator's gets SIGUSR1, with all that it
+    /// has started. (The AMD lab alone: nothing can be sent to the other.)
+    pub(crate) patience: Option<Duration>,
     /// Whether stdout and stderr are kept ([`Outcome::stdout`]) instead of shown.
     pub(crate) quiet: bool,
     /// Shows how far a quiet command is: each line that it writes on stderr is one step.
@@ -181,6 +184,7 @@ impl Job {
             programs: Vec::new(),
             outputs: Vec::new(),
             limit: Duration::from_secs(600),
+            patience: None,
             quiet: false,
             steps: None,
             own: Own::default().or_environment(),
@@ -268,7 +272,7 @@ pub(crate) fn run(job: &Job) -> anyhow::Result<Outcome> {
         },
     };
     let hear = &mut |frame| hearing.hear(frame);
-    let end = session::run(launch, &place.machine_log(), job.limit, hear);
+    let end = session::run(launch, &place.machine_log(), job.limit, job.patience, hear);
     progress.done();
     let mut outcome = hearing.outcome;
     outcome.status = match end? {

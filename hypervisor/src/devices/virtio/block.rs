@@ -105,7 +105,7 @@ impl Block {
     /// Discards or zeroes.
     fn ranges(&self, header: Header, rings: &Rings<'_>, sent: u64) -> Status {
         let zeroes = header.kind == request::WRITE_ZEROES;
-        if self.disk.is_read_only() || sent == 0 || sent % request::RANGE != 0 {
+        if self.disk.is_read_only() || sent == 0 || !sent.is_multiple_of(request::RANGE) {
             return Status::IoError;
         }
         if sent / request::RANGE > RANGES.into() {

@@ -447,7 +447,10 @@ mod tests {
         rig.request(0, &[(super::super::rig::BUFFERS, 8, true)]);
         rig.kick();
         assert_eq!(rig.used(0), [(0, 8)]);
-        let requests = rig.figures.requests.load(std::sync::atomic::Ordering::Relaxed);
+        let requests = rig
+            .figures
+            .requests
+            .load(std::sync::atomic::Ordering::Relaxed);
         assert_eq!(requests, 1);
     }
 

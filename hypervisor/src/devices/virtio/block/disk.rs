@@ -140,7 +140,7 @@ impl Disk {
     /// Where whole sectors from this on begin, if they lie on the disk.
     pub(super) fn range(&self, sector: u64, len: u64) -> Option<u64> {
         let end = sector.checked_add(len.checked_div(SECTOR)?)?;
-        (len % SECTOR == 0 && end <= self.sectors).then_some(sector.checked_mul(SECTOR)?)
+        (len.is_multiple_of(SECTOR) && end <= self.sectors).then_some(sector.checked_mul(SECTOR)?)
     }
 
     /// Reads into guest memory.
