@@ -20,8 +20,9 @@ const PAGE: u64 = 0x83;
 
 fn guest(start_info: u32) -> u32 {
     static mut TABLES: [Table; 4] = [const { Table([0; 512]) }; 4];
+    let tables = &raw mut TABLES;
     // SAFETY: this is the only reference, made once: the guest has one CPU, and `guest` is called once.
-    let tables = unsafe { &mut *(&raw mut TABLES) };
+    let tables = unsafe { &mut *tables };
     let at = |table: &Table| core::ptr::from_ref(table) as u64;
     let ram_end = u64::from(test_guests::cmdline_number(start_info)) << 20;
 
