@@ -60,7 +60,7 @@ impl Report {
         let of = self.boots.iter().filter(|cost| cost.stood_still > 0);
         of.map(|cost| {
             format!(
-                "{}: stood still in the lab and was booted again, {}×: the emulator's fault (docs/bench.md)",
+                "{}: took too long in the lab and was booted again, {}×: see docs/bench.md, boots that stand still",
                 cost.name, cost.stood_still
             )
         })
