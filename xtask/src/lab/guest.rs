@@ -37,14 +37,26 @@ exec /bin/busybox poweroff -f
 ";
 
 /// The beginning of it for a console that is a virtio device: its drivers are modules, so it is there
-/// once they are loaded, and only then. The kernel gives a new console its whole log before loading
-/// ends (linux/kernel/printk/printk.c, `register_console`), so [`INIT`]'s first line comes after that.
+/// once they are loaded, and only then. What the kernel had said before is lost: it gives a new console
+/// its whole log (linux/kernel/printk/printk.c, `register_console`), but virtio's driver throws away what
+/// is printed until its port is listed (linux/drivers/char/virtio_console.c, `init_port_console`). So it
+/// is printed from here, all at once, and [`INIT`]'s first line comes after that. Without `-opost` the
+/// terminal would pass on each line by itself.
 const CONSOLE_INIT: &str = "\
 #!/bin/busybox sh
 while read -r module; do
     /bin/busybox insmod \"/modules/$module\"
 done </modules/order
+# A device with several ports has its console a little later; without one, exec fails: a panic.
+tries=0
+until true </dev/console 2>/dev/null || [ $tries = 100 ]; do
+    tries=$((tries + 1))
+    /bin/busybox sleep 0.05
+done
 exec </dev/console >/dev/console 2>&1
+/bin/busybox stty -opost
+/bin/busybox dmesg
+/bin/busybox stty opost
 ";
 
 /// The line that [`INIT`] prints first.

@@ -98,6 +98,8 @@ impl Suite {
         match self {
             // Linux where KVM shadows: on the one emulated CPU that is fast enough.
             _ if program == "linux_shadow" => self == Self::AmdShadow,
+            // Each boot takes half a minute, and only that machine has disks.
+            _ if program == "debian" => self == Self::Amd,
             _ if usual && self.is_shadowed() => program == "paging",
             Self::AmdSmp => [
                 "exit_log",

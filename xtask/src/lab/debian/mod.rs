@@ -108,7 +108,9 @@ fn initramfs(
 fn pristine(packages: &Packages) -> anyhow::Result<PathBuf> {
     let name = format!("debian-{RELEASE}-{:08x}", recipe());
     if !packages.has(&name) {
-        eprintln!("xtask: making a Debian, once: some 70 MB are fetched, and it takes a minute");
+        eprintln!(
+            "xtask: making a Debian, once: its packages are fetched and installed, which takes minutes"
+        );
         // Before the other, as each takes the same lock.
         let mmdebstrap = bootstrap::fetched(packages)?;
         let tools = ext4::Tools::fetched(packages)?;
