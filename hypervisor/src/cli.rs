@@ -11,7 +11,7 @@ use crate::config::{
     self, Config, ConfigError, Console, CpuCount, Devices, Ledger, MemorySize, NamedLayout,
     OnReset, TimeLimit,
 };
-use crate::devices::serial::Registers;
+use crate::devices::console::Way;
 use crate::error::Error;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
@@ -364,10 +364,12 @@ pub struct VmArgs {
     /// that are wired, which saves Linux exits (auto: this for Linux)
     #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
     pub irqchip: irqchip::Wish,
-    /// How the console, COM1, is reached: ports (two exits a byte), or page (memory that is read
-    /// without an exit: one a byte; Linux is told where by its command line)
+    /// How the console is reached: ports (COM1, two exits a byte), page (COM1 in memory that is read
+    /// without an exit: one a byte) or virtio (Linux's hvc0: one for up to 16 bytes). Linux is told by
+    /// its command line
     #[arg(long, value_enum, value_name = "HOW", default_value = "ports")]
-    pub console: Registers,
+    #[arg(hide_possible_values = true)]
+    pub console: Way,
     /// Give the guest an entropy device (virtio)
     #[arg(long)]
     pub rng: bool,
@@ -526,7 +528,7 @@ impl VmArgs {
                 tracefs: self.tracefs,
             },
             irqchip: self.irqchip,
-            com1: self.console,
+            way: self.console,
             devices: Devices { rng: self.rng },
             hypercall: self.hypercall,
             exit_page: self.exit_page == Switch::On,

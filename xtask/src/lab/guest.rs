@@ -30,6 +30,7 @@ const INIT: &str = "\
 echo 'exitvisor-guest: user space' >/dev/console
 case \"$1\" in
 idle) exec /bin/busybox sleep 86400 ;;
+shell) exec /bin/busybox sh ;;
 reset) exec /bin/busybox reboot -f ;;
 esac
 echo \"exitvisor-guest: $(/bin/busybox uname -r), $(/bin/busybox nproc) CPUs\"

@@ -8,9 +8,12 @@
 
 pub mod build;
 pub mod chain;
+pub mod console;
 pub mod mmio;
 pub mod registers;
 pub mod rings;
+#[cfg(test)]
+pub(crate) mod rig;
 pub mod rng;
 pub mod slot;
 pub mod worker;
@@ -105,6 +108,12 @@ pub trait Device: Send {
 
     /// A queue may have buffers, or [`Device::source`] may have something.
     fn process(&mut self, rings: &mut Rings<'_>) -> Result<(), Broken>;
+
+    /// Something has come from outside: as [`Device::process`], for a thread that must not wait. Does only
+    /// what takes no time.
+    fn offer(&mut self, _rings: &mut Rings<'_>) -> Result<(), Broken> {
+        Ok(())
+    }
 
     /// A descriptor of the host's that brings something for the guest.
     fn source(&self) -> Option<RawFd> {
