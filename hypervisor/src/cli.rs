@@ -12,6 +12,7 @@ use crate::config::{
     OnReset, TimeLimit,
 };
 use crate::devices::console::Way;
+use crate::devices::virtio::block;
 use crate::error::Error;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::open::KernelWish;
@@ -307,11 +308,12 @@ pub struct VmArgs {
     #[arg(allow_hyphen_values = true)]
     pub memory: MemorySize,
     /// Pages of which the host makes guest memory: host (as it is set up), 4k, thp (huge where it finds
-    /// some) or huge (of 2 MiB, from the pool in /proc/sys/vm/nr_hugepages)
+    /// some), huge (of 2 MiB, from the pool in /proc/sys/vm/nr_hugepages) or auto (for Linux thp where
+    /// the host has it, else host)
     #[arg(
         long,
         value_name = "PAGES",
-        default_value = "host",
+        default_value = "auto",
         allow_hyphen_values = true
     )]
     pub pages: Pages,
@@ -354,7 +356,8 @@ pub struct VmArgs {
     #[arg(long, value_name = "EDITION", default_value = "current", value_parser = config::edition)]
     pub sdm: Edition,
     /// How much the kernel-side ledger keeps of every exit, at this cost to each (host
-    /// instructions): counts (some 370), cycles (some 610), histogram (some 650), or off
+    /// instructions, of a port's access and of an MSR's or CPUID): counts (some 345 and 550), cycles
+    /// (some 600 and 800), histogram (some 30 more), or off
     #[arg(long, value_name = "LEVEL", default_value = "cycles", value_parser = config::ledger)]
     pub ledger: Ledger,
     /// Where tracefs is mounted, which the kernel-side ledger reads [default: a usual place]
@@ -370,6 +373,10 @@ pub struct VmArgs {
     #[arg(long, value_enum, value_name = "HOW", default_value = "ports")]
     #[arg(hide_possible_values = true)]
     pub console: Way,
+    /// Give the guest a disk (virtio): a raw file or a block device, locked against other VMs; can be
+    /// repeated
+    #[arg(long, value_name = "FILE[,ro][,serial=TEXT]", value_parser = config::disk)]
+    pub disk: Vec<block::Wish>,
     /// Give the guest an entropy device (virtio)
     #[arg(long)]
     pub rng: bool,
@@ -529,7 +536,10 @@ impl VmArgs {
             },
             irqchip: self.irqchip,
             way: self.console,
-            devices: Devices { rng: self.rng },
+            devices: Devices {
+                disks: self.disk,
+                rng: self.rng,
+            },
             hypercall: self.hypercall,
             exit_page: self.exit_page == Switch::On,
             log_queries: self.log_queries,
@@ -638,7 +648,7 @@ mod tests {
             (&["--leaves", "odd"], "classic, reversed"),
             (&["--sdm", "1999"], "current or 2020"),
             (&["--hypercall", "kvm"], "auto, xen or gate"),
-            (&["--pages", "2M"], "host, 4k, thp or huge"),
+            (&["--pages", "2M"], "auto, host, 4k, thp or huge"),
             (&["--prefault", "all"], "none, touch or kvm"),
             (&["--timeout", "soon"], "for example 30s"),
             (&["--format", "xml"], "possible values: text, json, csv"),

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::boot::Protocol;
 use crate::devices::console::Way;
+use crate::devices::virtio::block;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::kernel::Level;
 use crate::exits::source::open::KernelWish;
@@ -68,7 +69,7 @@ pub enum ConfigError {
     #[error("`{0}` is not a way for hypercalls to arrive: write auto, xen or gate")]
     Hypercall(String),
     /// Not a kind of pages.
-    #[error("`{0}` is not a kind of pages: write host, 4k, thp or huge")]
+    #[error("`{0}` is not a kind of pages: write auto, host, 4k, thp or huge")]
     Pages(String),
     /// Not a way to fill memory in.
     #[error("`{0}` is not a way to fill memory in: write none, touch or kvm")]
@@ -84,6 +85,11 @@ pub enum ConfigError {
         "`{0}` is no milestone: write symbol:NAME, console:TEXT, cpuid:LEAF or port, of at most 256 bytes"
     )]
     Milestone(String),
+    /// Not a disk.
+    #[error(
+        "`{0}` is not a disk: write FILE[,ro][,serial=TEXT], TEXT of at most 20 letters, digits or -_."
+    )]
+    Disk(String),
     /// Command line too long.
     #[error("the command line has {0} bytes: at most {max} fit", max = layout::CMDLINE_SIZE - 1)]
     CmdlineTooLong(usize),
@@ -264,6 +270,35 @@ pub fn edition_name(edition: Edition) -> &'static str {
     }
 }
 
+/// Reads a disk: its options are taken off its end, so that a file's name may have commas.
+pub fn disk(s: &str) -> Result<block::Wish, ConfigError> {
+    let wrong = || ConfigError::Disk(s.to_owned());
+    let mut path = s;
+    let (mut read_only, mut serial) = (false, None);
+    while let Some((rest, option)) = path.rsplit_once(',') {
+        match option.split_once('=') {
+            None if option == "ro" => read_only = true,
+            Some(("serial", text)) => {
+                let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+                if text.is_empty() || text.len() > block::SERIAL || !text.bytes().all(plain) {
+                    return Err(wrong());
+                }
+                serial = Some(text.to_owned());
+            }
+            _ => return Err(wrong()),
+        }
+        path = rest;
+    }
+    if path.is_empty() {
+        return Err(wrong());
+    }
+    Ok(block::Wish {
+        path: path.into(),
+        read_only,
+        serial: serial.unwrap_or_default(),
+    })
+}
+
 /// Checks a command line.
 pub fn cmdline(s: &str) -> Result<String, ConfigError> {
     if let Some(at) = s.bytes().position(|b| b == 0) {
@@ -311,6 +346,8 @@ pub fn ledger(s: &str) -> Result<Ledger, ConfigError> {
 /// Which virtio devices a machine has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
+    /// Disks.
+    pub disks: Vec<block::Wish>,
     /// An entropy device.
     pub rng: bool,
 }

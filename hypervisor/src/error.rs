@@ -8,6 +8,7 @@ use crate::boot::elf::ElfError;
 use crate::boot::linux::LinuxError;
 use crate::boot::pvh::PvhError;
 use crate::config::ConfigError;
+use crate::devices::virtio::block::DiskError;
 use crate::memory::MemoryError;
 use crate::platform::PlatformError;
 use crate::profile::load::LoadError;
@@ -49,6 +50,9 @@ pub enum Error {
         /// Why not.
         source: ElfError,
     },
+    /// A disk that cannot be had.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Symbols that cannot be read.
     #[error("symbols {path} {source}", path = .path.display())]
     Symbols {
@@ -91,7 +95,7 @@ impl Error {
         match self {
             Self::Usage(_) | Self::Config(_) => status::USAGE,
             Self::NoKvm(_) | Self::Memory(MemoryError::NoPrefault(_)) => status::NO_KVM,
-            Self::Image { .. } | Self::Symbols { .. } => status::INPUT,
+            Self::Image { .. } | Self::Symbols { .. } | Self::Disk(_) => status::INPUT,
             Self::Pvh(PvhError::NoRoom { .. } | PvhError::Module { .. }) => status::INPUT,
             Self::Kvm { .. } | Self::Memory(_) | Self::Host { .. } => status::HOST,
             Self::Linux(LinuxError::Random(_)) => status::HOST,

@@ -7,6 +7,7 @@ use kvm_ioctls::Kvm;
 
 use crate::boot::files::Files;
 use crate::config::Config;
+use crate::devices::virtio::block::Disk;
 use crate::error::Error;
 use crate::exits::source::open::{self, KernelSide};
 use crate::marks::leaf::Stops;
@@ -20,6 +21,7 @@ pub struct Held {
     kvm: Option<Arc<Kvm>>,
     kernel: Option<KernelSide>,
     stops: Option<Stops>,
+    disks: Option<Vec<Arc<Disk>>>,
 }
 
 impl Held {
@@ -45,6 +47,17 @@ impl Held {
             let tracefs = config.kernel_ledger.tracefs.as_deref();
             Stops::open(&config.milestones, tracefs)
         })
+    }
+
+    /// The disks, opened and locked by the first who asks: what has been written stays written, and
+    /// nobody else gets them in between.
+    pub fn disks(&mut self, config: &Config) -> Result<Vec<Arc<Disk>>, Error> {
+        if let Some(disks) = &self.disks {
+            return Ok(disks.clone());
+        }
+        let open = |wish| Disk::open(wish).map(Arc::new);
+        let disks: Result<Vec<_>, _> = config.devices.disks.iter().map(open).collect();
+        Ok(self.disks.insert(disks?).clone())
     }
 
     /// What the sources missed, now that the run is over: added to what is said of them.

@@ -193,10 +193,7 @@ fn show(args: ReportArgs) -> Result<u8, Error> {
         profiles => match args.format {
             Format::Text => report::questions::text(profiles),
             Format::Json => report::questions::json(profiles),
-            Format::Csv => {
-                let what = "several profiles are shown as text or JSON, not as CSV: give one";
-                return Err(Error::Usage(what.into()));
-            }
+            Format::Csv => report::csv::several(profiles),
         },
     };
     write_out(args.output.as_deref(), &text)

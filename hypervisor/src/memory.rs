@@ -76,8 +76,10 @@ pub enum MemoryError {
 /// Of what pages the host is to make guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pages {
-    /// As the host is set up (/sys/kernel/mm/transparent_hugepage/enabled).
+    /// Huge ones for Linux where the kernel gives some on demand, else as the host is set up.
     #[default]
+    Auto,
+    /// As the host is set up (/sys/kernel/mm/transparent_hugepage/enabled).
     Host,
     /// Of 4 KiB (MADV_NOHUGEPAGE).
     Small,
@@ -94,19 +96,51 @@ impl Pages {
     /// Its name.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Host => "host",
             Self::Small => "4k",
             Self::Transparent => "thp",
             Self::Huge => "huge",
         }
     }
+
+    /// What is asked of this host: `Auto` is decided. Linux touches most of its memory's first
+    /// megabytes before its first word, and the VMM does before that; the counts of small guests, which
+    /// touch little, are to depend on nothing but the host.
+    fn decided(self, linux: bool) -> Self {
+        match self {
+            Self::Auto if linux && gives_huge_pages() => Self::Transparent,
+            Self::Auto => Self::Host,
+            chosen => chosen,
+        }
+    }
+}
+
+/// Whether the host gives huge pages to who asks by madvise
+/// (linux/Documentation/admin-guide/mm/transhuge.rst).
+fn gives_huge_pages() -> bool {
+    let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    setting.is_ok_and(|setting| on_demand(&setting))
+}
+
+/// The same, from the setting: `always [madvise] never`.
+fn on_demand(setting: &str) -> bool {
+    ["[always]", "[madvise]"]
+        .iter()
+        .any(|on| setting.contains(on))
 }
 
 impl FromStr for Pages {
     type Err = ConfigError;
 
     fn from_str(s: &str) -> Result<Self, ConfigError> {
-        let all = [Self::Host, Self::Small, Self::Transparent, Self::Huge];
+        let all = [
+            Self::Auto,
+            Self::Host,
+            Self::Small,
+            Self::Transparent,
+            Self::Huge,
+        ];
         let named = all.into_iter().find(|pages| pages.name() == s);
         named.ok_or_else(|| ConfigError::Pages(s.to_owned()))
     }
@@ -116,6 +150,8 @@ impl FromStr for Pages {
 #[derive(Debug)]
 pub struct Ram {
     memory: Memory,
+    /// What pages the host was asked for.
+    pages: Pages,
     /// After `memory`, so that nothing refers to them when they are unmapped.
     mappings: Vec<Mapping>,
 }
@@ -129,6 +165,11 @@ impl Deref for Ram {
 }
 
 impl Ram {
+    /// What pages the host was asked for: never [`Pages::Auto`].
+    pub fn pages(&self) -> Pages {
+        self.pages
+    }
+
     /// How much of it the host has given, and how much in huge pages; `None` if the host does not say.
     pub fn usage(&self) -> Option<Usage> {
         let ranges: Vec<_> = self.mappings.iter().map(Mapping::range).collect();
@@ -139,12 +180,13 @@ impl Ram {
 /// Maps `size` bytes as [`layout::ram_regions`] places them, of whatever pages the host likes. Nothing
 /// is touched: a page costs the host something only when the guest uses it.
 pub fn map(size: u64) -> Result<Ram, MemoryError> {
-    map_of(Pages::Host, size)
+    map_of(Pages::Host, false, size)
 }
 
-/// The same, of these pages. A region's host address is that of the guest modulo 2 MiB, so that KVM can
+/// The same, of these pages, for Linux or another guest. A region's host address is that of the guest modulo 2 MiB, so that KVM can
 /// map by huge pages what the host backs by huge pages.
-pub fn map_of(pages: Pages, size: u64) -> Result<Ram, MemoryError> {
+pub fn map_of(pages: Pages, linux: bool, size: u64) -> Result<Ram, MemoryError> {
+    let pages = pages.decided(linux);
     let mut mappings = Vec::new();
     let mut regions = Vec::new();
     for (start, length) in layout::ram_regions(size) {
@@ -165,7 +207,11 @@ pub fn map_of(pages: Pages, size: u64) -> Result<Ram, MemoryError> {
         mappings.push(mapping);
     }
     let memory = Memory::from_regions(regions).map_err(|_| MemoryError::Host(0))?;
-    Ok(Ram { memory, mappings })
+    Ok(Ram {
+        memory,
+        pages,
+        mappings,
+    })
 }
 
 /// Has the host fill in what is about to be loaded, in one system call: a fault for each page costs as
@@ -227,7 +273,7 @@ mod tests {
     #[test]
     fn host_and_guest_addresses_agree_within_a_huge_page() {
         for pages in [Pages::Host, Pages::Small] {
-            let ram = map_of(pages, 5 << 30).unwrap();
+            let ram = map_of(pages, false, 5 << 30).unwrap();
             assert_eq!(ram.num_regions(), 2);
             for region in ram.iter() {
                 let start = region.start_addr();
@@ -255,7 +301,7 @@ mod tests {
 
     #[test]
     fn more_huge_pages_than_there_are() {
-        let error = map_of(Pages::Huge, 1 << 50).unwrap_err();
+        let error = map_of(Pages::Huge, false, 1 << 50).unwrap_err();
         let MemoryError::HugePages { needed, total, .. } = error else {
             panic!("{error}");
         };
@@ -265,15 +311,30 @@ mod tests {
 
     #[test]
     fn names() {
-        for pages in [Pages::Host, Pages::Small, Pages::Transparent, Pages::Huge] {
+        for pages in [Pages::Auto, Pages::Host].into_iter().chain(Pages::CHOICES) {
             assert_eq!(pages.name().parse(), Ok(pages));
         }
         assert!("2M".parse::<Pages>().is_err());
     }
 
     #[test]
+    fn auto_is_decided_by_guest_and_host() {
+        assert!(on_demand("[always] madvise never\n"));
+        assert!(on_demand("always [madvise] never\n"));
+        assert!(!on_demand("always madvise [never]\n"));
+        assert!(!on_demand(""));
+        assert_eq!(Pages::Auto.decided(false), Pages::Host);
+        let linux = Pages::Auto.decided(true);
+        assert_eq!(linux == Pages::Transparent, gives_huge_pages());
+        assert_eq!(map_of(Pages::Auto, true, 8 << 20).unwrap().pages(), linux);
+        for pages in [Pages::Host].into_iter().chain(Pages::CHOICES) {
+            assert_eq!(pages.decided(true), pages);
+        }
+    }
+
+    #[test]
     fn what_is_touched_is_resident() {
-        let ram = map_of(Pages::Small, 8 << 20).unwrap();
+        let ram = map_of(Pages::Small, false, 8 << 20).unwrap();
         assert_eq!(ram.usage(), Some(Usage::default()));
         for page in 0..100 {
             ram.write_obj(1_u8, GuestAddress(page * 4096)).unwrap();

@@ -958,9 +958,17 @@ impl Vcpu {
         for label in reached.iter().filter_map(|step| step.label.clone()) {
             self.milestone(Event::Noticed(label));
         }
+        let was_known = shared.kernel_map.get().is_some();
         for step in &reached {
             let (memory, map) = (&shared.memory, &shared.kernel_map);
             shared.marks.follow(step, &cpu, memory, map);
+        }
+        if !was_known
+            && let Some(placed) = shared.kernel_map.get()
+            && let Some(ledger) = &shared.kernel
+            && let Some([text, init]) = placed.code()
+        {
+            ledger.tell_code(text, init);
         }
         if !reached.is_empty()
             && let Some(generation) = shared.gates.want(|| shared.marks.window())

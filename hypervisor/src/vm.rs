@@ -514,7 +514,7 @@ pub fn build(
     }
     let fd = kvm.create_vm().map_err(kvm_error("a VM"))?;
 
-    let memory = Arc::new(memory::map_of(config.pages, config.memory.bytes())?);
+    let memory = Arc::new(memory::map_of(config.pages, linux, config.memory.bytes())?);
     memory::give_to_kvm(&fd, &memory)?;
     let wish = config.hypercall.of(linux, config.cpus.get());
     let hypercalls = prepare(&fd, kind, wish)?;
@@ -527,7 +527,7 @@ pub fn build(
     let console = terminal
         .as_ref()
         .map(|t| virtio::console::Console::new(output.clone(), t.clone(), control.clone()));
-    let devices = virtio::build::devices(config, console)?;
+    let devices = virtio::build::devices(config, held, console)?;
     let pins = irqchip::pins(devices.len());
     let irqchip = irqchip::create(&fd, config.irqchip, linux, pins)?;
     let ioapic = match irqchip {
@@ -536,6 +536,9 @@ pub fn build(
     };
     let devices = virtio::slot::Set::new(&fd, devices, &memory)?;
     let kernel = held.kernel(config, kind).clone();
+    if let Some(ledger) = &kernel.ledger {
+        ledger.tell_memory(&memory);
+    }
     let exit_page = exit_page(config, &fd, &kernel, resets)?;
 
     let line = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event descriptor"))?;

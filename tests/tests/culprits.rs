@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use black_box::accounts::{at, is_shadowed};
 use black_box::{Run, arg, code, guest, kvm, needs_kvm, needs_ledger, run, skip};
-use exitvisor::profile::culprits::{By, Culprits, Place};
+use exitvisor::profile::culprits::{By, Culprits, Object, Place, Row};
 use exitvisor::profile::{AskKind, KvmKind, Profile};
 use exitvisor::status::USAGE;
 use tempfile::tempdir;
@@ -39,6 +39,28 @@ fn step<'p>(profile: &'p Profile, name: &str) -> Culprits<'p> {
     let mut steps = profile.culprits_by_step().into_iter();
     let found = steps.find(|(n, _)| n == name);
     found.unwrap().1.unwrap()
+}
+
+/// Rows of one thing.
+fn rows_of(culprits: &Culprits<'_>, kind: AskKind, index: u64) -> Vec<Row<Object, Place>> {
+    let groups = culprits.groups(By::Reason);
+    let rows = groups.into_iter().flat_map(|group| group.rows);
+    let is_it =
+        |row: &Row<Object, Place>| (row.key.kind, row.key.index) == (Some(kind), Some(index));
+    rows.filter(is_it).collect()
+}
+
+/// Callers, known and unknown, add up to what they called for.
+#[track_caller]
+fn check_callers(culprits: &Culprits<'_>) {
+    for row in culprits
+        .groups(By::Reason)
+        .iter()
+        .flat_map(|group| &group.rows)
+    {
+        let sum: u64 = row.callers.iter().map(|c| c.count).sum();
+        assert!(row.callers.is_empty() || sum == row.tally.exits, "{row:#?}");
+    }
 }
 
 /// Exits for one thing, by where they came from.
@@ -176,6 +198,27 @@ fn a_guest_that_writes_from_everywhere_keeps_its_port() {
 }
 
 #[test]
+fn a_stack_that_leads_anywhere_is_followed_nowhere() {
+    needs_ledger!("a_stack_that_leads_anywhere_is_followed_nowhere");
+    let kernel = guest("wild_stack");
+    for (memory, level) in [("64M", "cycles"), ("65M", "histogram"), ("64M", "counts")] {
+        let mib = memory.trim_end_matches('M');
+        let fixed = ["profile", "--format", "json", "--kernel", arg(&kernel)];
+        let more = ["--memory", memory, "--cmdline", mib, "--ledger", level];
+        let run = run(&[&fixed[..], &more].concat()).expect_status(0);
+        let profile = run.profile();
+        let culprits = profile.culprits().unwrap();
+        let exits: u64 = sites(&culprits, AskKind::PortOut, SCRATCH)
+            .iter()
+            .map(|(_, n)| n)
+            .sum();
+        assert_eq!(exits, 9 * 12, "{memory} {level}");
+        // What lies on the stack of a guest without known functions is no caller.
+        assert!(profile.culprits.iter().all(|c| c.caller.is_none()));
+    }
+}
+
+#[test]
 fn emulated_events_have_keys() {
     let name = "emulated_events_have_keys";
     needs_kvm!("emulated_events_have_keys");
@@ -298,6 +341,38 @@ fn linux_tells_its_functions() {
             0x6E0,
             &["native_write_msr", "lapic_next_deadline"],
         );
+        check_callers(&culprits);
+        let known = |by, function: &str| {
+            let groups = culprits.groups(by);
+            let rows = groups.iter().flat_map(|group| &group.rows);
+            let callers = rows.flat_map(|row| &row.callers);
+            let via = callers.filter(|c| c.via.as_deref() == Some(function));
+            via.map(|c| c.count).sum::<u64>()
+        };
+        // They need the stack pointer, which AMD's VMCB has, and the guest's own tables.
+        if !is_shadowed(&profile) {
+            let rows = rows_of(&culprits, AskKind::MsrWrite, 0x6E0);
+            let [deadline] = rows.as_slice() else {
+                panic!("one row for one MSR");
+            };
+            if deadline.of[0].0 == Place::Function("native_write_msr".to_owned()) {
+                let all: u64 = deadline.callers.iter().map(|c| c.count).sum();
+                assert_eq!(all, deadline.tally.exits);
+                let first = &deadline.callers[0];
+                assert_eq!(
+                    first.function(),
+                    Some("lapic_next_deadline"),
+                    "{deadline:#?}"
+                );
+                assert!(first.count * 10 > all * 9, "{deadline:#?}");
+                assert!(first.address.is_some());
+            }
+            assert!(known(By::Port, "io_serial_out") > 0);
+            // Where the kernel's code is known from its start on, so are those who called.
+            if milestones.is_none() {
+                assert!(known(By::Leaf, "native_cpuid") > 20);
+            }
+        }
         from(AskKind::PortOut, 0x3F8, &["io_serial_out"]);
         from(
             AskKind::Cpuid,

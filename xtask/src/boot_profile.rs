@@ -24,6 +24,31 @@ const OWN: [&str; 6] = [
     "--guest", "--runs", "--on", "--paging", "--sweep", "--ablate",
 ];
 const FLAG: &str = "--reload-kvm";
+/// Options of `exitvisor report` that say what it shows of culprits, each with a value.
+const OF_REPORT: [&str; 3] = ["--by", "--top", "--at"];
+
+/// Takes the report's options out of those of `exitvisor profile`; what follows `--` stays.
+fn take_of_report(options: &mut Vec<OsString>) -> Vec<OsString> {
+    let (mut theirs, mut rest) = (Vec::new(), Vec::new());
+    let mut words = options.drain(..);
+    while let Some(word) = words.next() {
+        let text = word.to_string_lossy();
+        let name = text.split_once('=').map_or(&*text, |(name, _)| name);
+        if text == "--" {
+            rest.push(word);
+            rest.extend(words.by_ref());
+        } else if OF_REPORT.contains(&name) {
+            let has_value = OF_REPORT.contains(&&*text);
+            theirs.push(word);
+            theirs.extend(has_value.then(|| words.next()).flatten());
+        } else {
+            rest.push(word);
+        }
+    }
+    drop(words);
+    *options = rest;
+    theirs
+}
 
 /// A command line with boot-profile's own options before those of exitvisor, in whatever order they
 /// were typed; what follows `--` stays.
@@ -58,8 +83,8 @@ pub(crate) fn in_order(line: impl IntoIterator<Item = OsString>) -> Vec<OsString
 /// Without --kernel the guest is this project's guest kernel, without --firmware it is booted through
 /// this project's firmware. `--guest initramfs` is Linux: where this machine's KVM is software, which
 /// cannot run it, it is booted in the AMD lab. Several runs are shown by their least, median and most,
-/// and the usual questions answered. Writes the profile as JSON, text and CSV under target/exitvisor/ and prints the text. All other
-/// options go to `exitvisor profile`. A run that is cut short is shown all the same; the exit
+/// and the usual questions answered. Writes the profile as JSON, text and CSV under target/exitvisor/ and prints the text, for which
+/// `--by`, `--top` and `--at` go to `exitvisor report`. All other options go to `exitvisor profile`. A run that is cut short is shown all the same; the exit
 /// status is that of the first run that did not end with 0.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -115,19 +140,26 @@ impl BootProfile {
     /// Builds, measures, saves and shows.
     pub(crate) fn run(mut self) -> anyhow::Result<u8> {
         self.check()?;
+        let of_report = take_of_report(&mut self.options);
+        if !of_report.is_empty() && (self.paging.is_some() || self.ablate.is_some()) {
+            let why =
+                "--by shows one profile, not a comparison: give it to `exitvisor report FILE`\n";
+            return Err(clap::Error::raw(ErrorKind::ArgumentConflict, why).into());
+        }
         let mut name = None;
-        if self.guest == Guest::Initramfs {
-            let linux = Linux::fetched(&self.options)?;
+        if let Some(linux) = Linux::of(self.guest, &self.options)? {
             self.options = linux.options;
             name = Some(linux.name);
         }
         if let Some(wish) = self.paging {
             let on = match (self.on, self.guest) {
                 // Software KVM has no paging to choose, and there Linux is booted in the AMD lab.
-                (On::Auto, Guest::Initramfs) if !self.reload_kvm => match self.on.choose_linux() {
-                    Where::Host => On::Host,
-                    Where::Lab(_) => On::AmdLab,
-                },
+                (On::Auto, Guest::Initramfs | Guest::Debian) if !self.reload_kvm => {
+                    match self.on.choose_linux() {
+                        Where::Host => On::Host,
+                        Where::Lab(_) => On::AmdLab,
+                    }
+                }
                 (on, _) => on,
             };
             let measurement = Measurement {
@@ -160,7 +192,7 @@ impl BootProfile {
         };
         // Where there is no profile, exitvisor has said why.
         if !profiles.is_empty() {
-            report(&built.exitvisor, &profiles, &base)?;
+            report(&built.exitvisor, &profiles, &base, &of_report)?;
         }
         Ok(status)
     }
@@ -249,20 +281,43 @@ impl BootProfile {
     }
 }
 
-/// Renders the profiles: CSV beside each, text beside them and on the screen.
-fn report(exitvisor: &Path, profiles: &[PathBuf], base: &Path) -> anyhow::Result<()> {
+/// Renders the profiles: CSV beside each and of all, text beside them and on the screen; with the report's
+/// own options (`--by`) the text is what they ask for: of one profile instead, of several behind it, each.
+fn report(
+    exitvisor: &Path,
+    profiles: &[PathBuf],
+    base: &Path,
+    of_report: &[OsString],
+) -> anyhow::Result<()> {
     for profile in profiles {
         let step = Step::new(exitvisor).arg("report").arg(profile);
         let step = step.args(["--format", "csv", "--output"]);
         step.arg(profile.with_extension("csv")).check()?;
     }
     let text = with_suffix(base, ".txt");
-    let rendered = Step::new(exitvisor).arg("report").args(profiles).stdout()?;
+    let text_of = |profiles: &[PathBuf], options: &[OsString]| {
+        let step = Step::new(exitvisor).arg("report").args(profiles);
+        step.args(options).stdout()
+    };
+    let rendered = match profiles {
+        [_] => text_of(profiles, of_report)?,
+        _ => {
+            let mut all = text_of(profiles, &[])?;
+            let each = if of_report.is_empty() { &[] } else { profiles };
+            for profile in each {
+                all.extend(format!("\n{}\n", workspace::shown(profile).display()).bytes());
+                all.extend(text_of(std::slice::from_ref(profile), of_report)?);
+            }
+            all
+        }
+    };
     std::fs::write(&text, &rendered).with_context(|| format!("cannot write {}", text.display()))?;
     if profiles.len() > 1 {
-        let step = Step::new(exitvisor).arg("report").args(profiles);
-        let step = step.args(["--format", "json", "--output"]);
-        step.arg(with_suffix(base, ".json")).check()?;
+        for format in ["json", "csv"] {
+            let step = Step::new(exitvisor).arg("report").args(profiles);
+            let step = step.args(["--format", format, "--output"]);
+            step.arg(with_suffix(base, &format!(".{format}"))).check()?;
+        }
     }
     let mut out = std::io::stdout().lock();
     out.write_all(&rendered)
@@ -280,7 +335,7 @@ fn saved(profiles: &[PathBuf], text: &Path) -> String {
         profiles => {
             let profiles: Vec<String> = profiles.iter().map(|profile| shown(profile)).collect();
             format!(
-                "saved: {} (and .json), {} (and .csv)\n",
+                "saved: {} (and .json, .csv), {} (and .csv)\n",
                 shown(text),
                 profiles.join(", ")
             )
@@ -355,6 +410,15 @@ mod tests {
     }
 
     #[test]
+    fn what_the_report_shows_is_its_own_to_know() {
+        let line = "--memory 1G --by msr --top=5 --at each -- --by port";
+        let mut options: Vec<OsString> = line.split(' ').map(Into::into).collect();
+        let of_report = take_of_report(&mut options);
+        assert_eq!(of_report, ["--by", "msr", "--top=5", "--at", "each"]);
+        assert_eq!(options, ["--memory", "1G", "--", "--by", "port"]);
+    }
+
+    #[test]
     fn names_of_files() {
         let base = Path::new("target/2026-11-20T10-12-33-my.kernel");
         let name = with_suffix(base, "-run2.json");
@@ -374,7 +438,7 @@ mod tests {
         let line = saved(&files(&["x-run1.json", "x-run2.json"]), Path::new("x.txt"));
         assert_eq!(
             line,
-            "saved: x.txt (and .json), x-run1.json, x-run2.json (and .csv)\n"
+            "saved: x.txt (and .json, .csv), x-run1.json, x-run2.json (and .csv)\n"
         );
     }
 }

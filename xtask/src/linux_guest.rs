@@ -1,13 +1,16 @@
-//! `--guest initramfs`: Debian's Linux with a busybox that says it is there and powers off, as options
-//! of exitvisor.
+//! `--guest initramfs` and `--guest debian`, as options of exitvisor: Debian's Linux with a busybox that
+//! says it is there and powers off, or with a whole Debian on a disk.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::ValueEnum;
 
+use crate::lab::debian::{self, Debian};
 use crate::lab::{Own, Version, guest};
 use crate::run::value_of;
+use crate::tap;
 
 /// Which guest is booted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -18,6 +21,9 @@ pub(crate) enum Guest {
     /// Debian's Linux with busybox in an initramfs, both fetched; `--kernel 6.1`, `6.12` (the default)
     /// or a bzImage of your own
     Initramfs,
+    /// A whole Debian with systemd on virtio devices, its disk in target/lab/guest/debian.img: it keeps
+    /// its data; `cargo xtask guest debian --fresh` puts it back
+    Debian,
 }
 
 /// What Linux is told; what the user gives comes behind it.
@@ -30,6 +36,16 @@ const DEFAULTS: [(&str, &str); 3] = [
     ("--timeout", "5m"),
 ];
 
+/// The same for a whole Debian, behind its console.
+const DEBIAN_CMDLINE: &str = "root=/dev/vda ro reboot=k panic=-1";
+const DEBIAN_DEFAULTS: [(&str, &str); 4] = [
+    ("--firmware", "none"),
+    ("--memory", "512M"),
+    ("--console", "virtio"),
+    // It reboots when it is told to.
+    ("--on-reset", "continue"),
+];
+
 /// What is booted: its name in files, and the options of exitvisor.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Linux {
@@ -38,8 +54,34 @@ pub(crate) struct Linux {
 }
 
 impl Linux {
-    /// With these options of the user's; fetched first what is not there yet.
-    pub(crate) fn fetched(options: &[OsString]) -> anyhow::Result<Self> {
+    /// This guest with these options of the user's; fetched first what is not there yet. None for one
+    /// that is no Linux of ours.
+    pub(crate) fn of(guest: Guest, options: &[OsString]) -> anyhow::Result<Option<Self>> {
+        Ok(match guest {
+            Guest::Kernel => None,
+            Guest::Initramfs => Some(Self::initramfs(options)?),
+            Guest::Debian => Some(Self::debian(options)?),
+        })
+    }
+
+    fn debian(options: &[OsString]) -> anyhow::Result<Self> {
+        let version = match value_of(options, "--kernel") {
+            None => Version::default(),
+            Some(kernel) => version(&kernel).with_context(|| {
+                format!(
+                    "--guest debian is for --kernel 6.1 or 6.12, whose drivers it has, not {}",
+                    kernel.display()
+                )
+            })?,
+        };
+        let debian = debian::fetched(&Own::default().or_environment(), version, false)?;
+        Ok(Self {
+            name: format!("debian-{}", version.name()).into(),
+            options: with_debian(options, &debian),
+        })
+    }
+
+    fn initramfs(options: &[OsString]) -> anyhow::Result<Self> {
         let own = Own::default().or_environment();
         let wanted = value_of(options, "--kernel");
         let version = match &wanted {
@@ -79,15 +121,57 @@ fn version(kernel: impl AsRef<OsStr>) -> Option<Version> {
         .find(|version| version.name() == text)
 }
 
+/// The user's options, and what makes a whole Debian of them. Its disk is the first: `/dev/vda`.
+fn with_debian(options: &[OsString], debian: &Debian) -> Vec<OsString> {
+    let mut all = defaults(options, &DEBIAN_DEFAULTS);
+    let mut options = options;
+    let others;
+    match value_of(options, "--net") {
+        None => all.extend(["--net".into(), format!("tap={}", tap::NAME).into()]),
+        // Ours alone to know.
+        Some(net) if net == "none" => {
+            others = without(options, &["--net"]);
+            options = &others;
+        }
+        Some(_) => {}
+    }
+    if !options.iter().any(|option| option == "--rng") {
+        all.push("--rng".into());
+    }
+    all.extend(["--disk".into(), debian.disk.clone().into()]);
+    let console = match value_of(options, "--console") {
+        Some(console) if console != "virtio" => "ttyS0",
+        _ => "hvc0",
+    };
+    let cmdline = format!("console={console} {DEBIAN_CMDLINE}");
+    let initrd = value_of(options, "--initrd").map(PathBuf::from);
+    let initrd = initrd.as_ref().unwrap_or(&debian.initrd);
+    all.extend(booted(options, &debian.kernel, initrd, &cmdline));
+    all
+}
+
 /// The user's options, and what makes a Linux of them.
 fn with(options: &[OsString], kernel: &Path, initrd: &Path) -> Vec<OsString> {
-    let mut all: Vec<OsString> = Vec::new();
-    for (name, value) in DEFAULTS {
+    let mut all = defaults(options, &DEFAULTS);
+    all.extend(booted(options, kernel, initrd, CMDLINE));
+    all
+}
+
+/// What the user has not chosen.
+fn defaults(options: &[OsString], defaults: &[(&str, &str)]) -> Vec<OsString> {
+    let mut all = Vec::new();
+    for (name, value) in defaults {
         if value_of(options, name).is_none() {
             all.extend([name.into(), value.into()]);
         }
     }
-    let mut cmdline = OsString::from(CMDLINE);
+    all
+}
+
+/// Kernel, initramfs and command line, and the user's options but for these.
+fn booted(options: &[OsString], kernel: &Path, initrd: &Path, cmdline: &str) -> Vec<OsString> {
+    let mut all: Vec<OsString> = Vec::new();
+    let mut cmdline = OsString::from(cmdline);
     if let Some(more) = value_of(options, "--cmdline") {
         cmdline.push(" ");
         cmdline.push(more);
@@ -144,6 +228,38 @@ mod tests {
         assert_eq!(
             shown("--kernel 6.1 --memory=1G --cmdline nokaslr --cpus 2 --timeout 1m --firmware f"),
             format!("{linux} nokaslr --memory=1G --cpus 2 --timeout 1m --firmware f")
+        );
+    }
+
+    #[test]
+    fn a_debian_has_every_device() {
+        let debian = Debian {
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            disk: "/d".into(),
+        };
+        let shown = |line: &str| {
+            let options = with_debian(&words(line), &debian);
+            let words: Vec<_> = options.iter().map(|word| word.to_string_lossy()).collect();
+            words.join(" ")
+        };
+        let linux = "root=/dev/vda ro reboot=k panic=-1";
+        assert_eq!(
+            shown("--disk /more,ro"),
+            format!(
+                "--firmware none --memory 512M --console virtio --on-reset continue \
+                 --net tap=exitvisor0 --rng --disk /d --kernel /k --initrd /i \
+                 --cmdline console=hvc0 {linux} --disk /more,ro"
+            )
+        );
+        assert_eq!(
+            shown(
+                "--kernel 6.1 --console page --net tap=x --rng --firmware f --memory=1G --on-reset end"
+            ),
+            format!(
+                "--disk /d --kernel /k --initrd /i --cmdline console=ttyS0 {linux} \
+                 --console page --net tap=x --rng --firmware f --memory=1G --on-reset end"
+            )
         );
     }
 

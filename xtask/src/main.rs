@@ -10,6 +10,7 @@ mod boot_profile;
 mod build;
 mod ci;
 mod exercises;
+mod guest;
 mod kvm_module;
 mod lab;
 mod linux_guest;
@@ -19,6 +20,7 @@ mod run;
 mod signals;
 mod smaps;
 mod step;
+mod tap;
 mod test;
 mod toolchain;
 mod with_paging;
@@ -61,6 +63,7 @@ enum Task {
     ExercisesLab(exercises::OneLab),
     ExercisesInLab(exercises::InLab),
     Lab(lab::Lab),
+    Guest(guest::Guest),
     Ci(ci::Ci),
     SeveralInLab(paging::SeveralInLab),
     TestLab(test::OneLab),
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
             Task::ExercisesLab(task) => task.run(),
             Task::ExercisesInLab(task) => task.run(),
             Task::Lab(task) => task.run(),
+            Task::Guest(task) => task.run(),
             Task::Ci(task) => task.run(),
             Task::SeveralInLab(task) => task.run(),
             Task::TestLab(task) => task.run(),

@@ -8,7 +8,7 @@ use std::path::Path;
 use clap::ValueEnum;
 
 use crate::build::Built;
-use crate::lab::{self, Host, Job};
+use crate::lab::{self, Host, Job, disk, drivers};
 use crate::run::value_of;
 use crate::step::Step;
 
@@ -132,7 +132,19 @@ pub(crate) fn job(
         .into_iter()
         .map(|arg| arg.as_ref().to_owned())
         .collect();
+    job.disks = disk::named(&job.args, &job.cwd);
+    job.taps = disk::values(&job.args, "--net")
+        .filter_map(|value| tap_of(&value).map(str::to_owned))
+        .collect();
+    if !job.taps.is_empty() {
+        job.drivers.push(drivers::TAP);
+    }
     Ok(job)
+}
+
+/// From `tap=NAME,mac=…`: the name.
+fn tap_of(net: &str) -> Option<&str> {
+    net.split(',').find_map(|part| part.strip_prefix("tap="))
 }
 
 impl Where {

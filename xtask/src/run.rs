@@ -2,11 +2,14 @@
 
 use std::ffi::{OsStr, OsString};
 
+use anyhow::Context;
 use clap::Args;
 
 use crate::build::{self, Built};
-use crate::on::{On, Where};
+use crate::linux_guest::{Guest, Linux};
+use crate::on::{self, On, Where};
 use crate::step::Step;
+use crate::{lab, tap};
 
 /// Boot a guest: build all, then `exitvisor run`
 ///
@@ -19,11 +22,16 @@ use crate::step::Step;
   cargo xtask run --firmware none
   cargo xtask run --cmdline 'workload=cpuid:1000,pio:500 queries=5'
   cargo xtask run --kernel my-kernel --memory 128M --timeout 10s
+  cargo xtask run --guest debian
+  cargo xtask run --guest initramfs --kernel 6.1
   cargo xtask run --on amd-lab --kernel vmlinuz --cmdline console=ttyS0")]
 pub(crate) struct Run {
     /// Which KVM to boot on; comes before the options of exitvisor
     #[arg(long, value_enum, default_value_t = On::default())]
     pub(crate) on: On,
+    /// What to boot; comes before the options of exitvisor
+    #[arg(long, value_enum, default_value_t = Guest::default())]
+    pub(crate) guest: Guest,
     /// Options of `exitvisor run`
     #[arg(
         value_name = "OPTIONS OF EXITVISOR",
@@ -35,17 +43,37 @@ pub(crate) struct Run {
 
 impl Run {
     /// Builds and becomes exitvisor (returns only if that fails), or runs it in a lab.
-    pub(crate) fn run(self) -> anyhow::Result<u8> {
+    pub(crate) fn run(mut self) -> anyhow::Result<u8> {
         let built = build::build()?;
+        if let Some(linux) = Linux::of(self.guest, &self.options)? {
+            self.options = linux.options;
+        }
         let mut args = vec!["run".into()];
         args.extend(defaults(&built, &self.options));
         args.extend_from_slice(&self.options);
         match self.on.choose(&built, &self.options) {
-            Where::Host => Err(Step::new(&built.exitvisor).args(args).exec()),
+            Where::Host => {
+                if self.guest == Guest::Debian && value_of(&args, "--net") == Some(own_tap()) {
+                    tap::in_namespace(tap::NAME).context(NO_NET)?;
+                }
+                Err(Step::new(&built.exitvisor).args(args).exec())
+            }
+            Where::Lab(host) if self.guest == Guest::Debian && lab::is_at_a_terminal() => {
+                lab::at_terminal(&on::job(host, &built, &args)?)
+            }
             lab => lab.status(&built, &args),
         }
     }
 }
+
+/// What `--guest debian` says of its NIC, unless the user does.
+fn own_tap() -> OsString {
+    format!("tap={}", tap::NAME).into()
+}
+
+/// What else can be done where there can be no TAP.
+const NO_NET: &str = "the guest's network, a TAP in a namespace of its own, cannot be made (--net none: do \
+                      without; --net tap=NAME: one that is there)";
 
 /// Arguments for what is booted by default, as far as `options` do not name it.
 pub(crate) fn defaults(built: &Built, options: &[OsString]) -> Vec<OsString> {

@@ -18,6 +18,8 @@ pub struct Site {
     pub ask: Option<(AskKind, u64)>,
     /// The guest's instruction pointer.
     pub rip: Option<u64>,
+    /// Where its function returns to, as far as it was looked for and found.
+    pub caller: Option<u64>,
     /// Why the rest is not known.
     pub lost: Option<Lost>,
 }
@@ -29,6 +31,7 @@ impl Site {
             reason,
             ask: None,
             rip: None,
+            caller: None,
             lost: None,
         }
     }
@@ -57,7 +60,7 @@ pub struct Registry {
 
 impl Registry {
     /// What a source says of a vCPU, added to counts by number. One for which there is no room any
-    /// more is counted without its instruction pointer, or by its reason alone: once and for all, so that
+    /// more is counted without its caller, without its instruction pointer, or by its reason alone: once and for all, so that
     /// counts only grow.
     pub fn add(&mut self, counts: &mut Vec<Tally>, seen: impl IntoIterator<Item = (Site, Tally)>) {
         for (site, more) in seen {
@@ -87,9 +90,13 @@ impl Registry {
             self.numbers.insert(site, number);
             return number;
         }
-        self.number(match site.rip {
-            Some(_) => Site { rip: None, ..site },
-            None => Site {
+        self.number(match (site.caller, site.rip) {
+            (Some(_), _) => Site {
+                caller: None,
+                ..site
+            },
+            (None, Some(_)) => Site { rip: None, ..site },
+            (None, None) => Site {
                 lost: Some(Lost::NoRoom),
                 ..Site::of(site.reason)
             },
@@ -104,6 +111,8 @@ impl Registry {
             index: site.ask.map(|(_, index)| index),
             rip: site.rip,
             symbol: None,
+            caller: site.caller,
+            called_from: None,
             lost: site.lost,
         };
         self.sites.iter().map(culprit).collect()

@@ -78,7 +78,7 @@ impl Mapping {
     /// Says which pages are wanted.
     pub(super) fn advise(&self, pages: Pages) -> Result<(), MemoryError> {
         let advice = match pages {
-            Pages::Host | Pages::Huge => return Ok(()),
+            Pages::Auto | Pages::Host | Pages::Huge => return Ok(()),
             Pages::Small => libc::MADV_NOHUGEPAGE,
             Pages::Transparent => libc::MADV_HUGEPAGE,
         };

@@ -128,6 +128,34 @@ impl Tally {
     }
 }
 
+/// Who called the function that exits came from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Caller {
+    /// The function, with the offset to which the called one returns; absent: not known, or not looked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub symbol: Option<String>,
+    /// The address of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<u64>,
+    /// Which function it called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+    /// Exits.
+    pub count: u64,
+}
+
+impl Caller {
+    /// Its function, without the offset.
+    pub fn function(&self) -> Option<&str> {
+        self.symbol.as_deref().map(function)
+    }
+}
+
+/// A symbol without its offset.
+fn function(symbol: &str) -> &str {
+    symbol.rsplit_once('+').map_or(symbol, |(name, _)| name)
+}
+
 /// Exits of one object, or of one place; and which places, or objects, those were.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Row<K, D> {
@@ -138,6 +166,10 @@ pub struct Row<K, D> {
     pub tally: Tally,
     /// Of which, most frequent first.
     pub of: Vec<(D, u64)>,
+    /// Who called the functions that they came from, most frequent first, and last those of whom that is
+    /// not known: they add up to the exits. Empty if it is known of none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub callers: Vec<Caller>,
 }
 
 /// The exits of one reason, told apart.
@@ -225,7 +257,7 @@ impl<'a> Culprits<'a> {
             match culprit.lost {
                 Some(Lost::NoRoom) => lost[0] = lost[0].saturating_add(tally.exits),
                 Some(Lost::NotTold) => lost[1] = lost[1].saturating_add(tally.exits),
-                None => found.push((culprit.object(), culprit.place(), tally)),
+                None => found.push((culprit.object(), culprit.place(), culprit, tally)),
             }
         }
         let rows = rows(found);
@@ -244,7 +276,9 @@ impl<'a> Culprits<'a> {
 
     /// By function, all reasons together; those without a place are not among them.
     pub fn places(&self) -> Vec<Row<Place, Object>> {
-        let found = self.each().map(|(c, tally)| (c.place(), c.object(), tally));
+        let found = self
+            .each()
+            .map(|(c, tally)| (c.place(), c.object(), c, tally));
         let mut rows = rows(found.collect());
         rows.retain(|row| row.key != Place::Unknown);
         rows
@@ -252,25 +286,68 @@ impl<'a> Culprits<'a> {
 }
 
 /// Sums up by key; within each, by detail. Most frequent first.
-fn rows<K: Ord + Clone, D: Ord + Clone>(found: Vec<(K, D, Tally)>) -> Vec<Row<K, D>> {
-    let mut sums = BTreeMap::<K, (Tally, BTreeMap<D, u64>)>::new();
-    for (key, detail, tally) in found {
-        let (sum, details) = sums.entry(key).or_default();
+fn rows<K: Ord + Clone, D: Ord + Clone>(found: Vec<(K, D, &Culprit, Tally)>) -> Vec<Row<K, D>> {
+    type Sums<D> = (Tally, BTreeMap<D, u64>, BTreeMap<Caller, u64>);
+    let mut sums = BTreeMap::<K, Sums<D>>::new();
+    for (key, detail, culprit, tally) in found {
+        let (sum, details, callers) = sums
+            .entry(key)
+            .or_insert_with(|| (Tally::default(), BTreeMap::new(), BTreeMap::new()));
         sum.add(tally);
         let exits = details.entry(detail).or_default();
         *exits = exits.saturating_add(tally.exits);
+        if let Some(caller) = culprit.called_by() {
+            let exits = callers.entry(caller).or_default();
+            *exits = exits.saturating_add(tally.exits);
+        }
     }
-    let row = |(key, (tally, details)): (K, (Tally, BTreeMap<D, u64>))| {
+    let row = |(key, (tally, details, callers)): (K, Sums<D>)| {
         let mut of: Vec<(D, u64)> = details.into_iter().collect();
         of.sort_by_key(|(_, exits)| Reverse(*exits));
-        Row { key, tally, of }
+        Row {
+            key,
+            tally,
+            of,
+            callers: with_unknown(callers, tally.exits),
+        }
     };
     let mut rows: Vec<Row<K, D>> = sums.into_iter().map(row).collect();
     rows.sort_by_key(|row| Reverse(row.tally.exits));
     rows
 }
 
+/// Callers, most frequent first, and those of whom none is known.
+fn with_unknown(callers: BTreeMap<Caller, u64>, exits: u64) -> Vec<Caller> {
+    let counted = |(caller, count)| Caller { count, ..caller };
+    let mut callers: Vec<Caller> = callers.into_iter().map(counted).collect();
+    callers.sort_by_key(|caller| Reverse(caller.count));
+    let known = callers
+        .iter()
+        .fold(0, |sum: u64, c| sum.saturating_add(c.count));
+    let unknown = exits.saturating_sub(known);
+    if unknown > 0 && !callers.is_empty() {
+        callers.push(Caller {
+            symbol: None,
+            address: None,
+            via: None,
+            count: unknown,
+        });
+    }
+    callers
+}
+
 impl Culprit {
+    /// Who called its function, if that is known; nothing is counted.
+    fn called_by(&self) -> Option<Caller> {
+        let symbol = self.called_from.clone()?;
+        Some(Caller {
+            symbol: Some(symbol),
+            address: self.caller,
+            via: self.symbol.as_deref().map(|via| function(via).to_owned()),
+            count: 0,
+        })
+    }
+
     /// What the exits were for.
     pub fn object(&self) -> Object {
         Object {
@@ -283,10 +360,7 @@ impl Culprit {
     /// Where they came from.
     pub fn place(&self) -> Place {
         match (&self.symbol, self.rip) {
-            (Some(symbol), _) => {
-                let function = symbol.rsplit_once('+').map_or(symbol.as_str(), |(f, _)| f);
-                Place::Function(function.to_owned())
-            }
+            (Some(symbol), _) => Place::Function(function(symbol).to_owned()),
             (None, Some(rip)) => Place::Address(rip),
             (None, None) => Place::Unknown,
         }
@@ -413,6 +487,8 @@ mod tests {
                 for row in &group.rows {
                     let of: u64 = row.of.iter().map(|(_, n)| n).sum();
                     assert_eq!(of, row.tally.exits);
+                    let called: u64 = row.callers.iter().map(|c| c.count).sum();
+                    assert!(row.callers.is_empty() || called == row.tally.exits);
                 }
             }
         }

@@ -699,6 +699,7 @@ pub(crate) fn culprits() -> Profile {
         rip: (rip > 0).then_some(rip),
         symbol: (!symbol.is_empty()).then(|| symbol.to_owned()),
         lost: None,
+        ..Culprit::default()
     };
     let lost = |reason: u8, lost| Culprit {
         reason: Some(reason),

@@ -508,6 +508,13 @@ pub struct Culprit {
     /// known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
+    /// The address to which that function returns, where it is one that others call for its instruction
+    /// (`native_write_msr`) and the guest's stack told; before version 4 never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<u64>,
+    /// The function that lies in, with the offset: the caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called_from: Option<String>,
     /// Why all that is known of these is the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<Lost>,

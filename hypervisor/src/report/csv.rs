@@ -19,18 +19,38 @@ const HEAD: &str = "pass,milestone_index,milestone,number,vcpu,time_ns,reason,re
 /// The profile as CSV.
 pub fn render(profile: &Profile) -> String {
     let mut out = HEAD.to_owned();
-    let none = Default::default();
-    for boot in profile.boots() {
-        let mut before = &none;
-        for step in boot.steps() {
-            rows(&mut out, profile, &boot, &step, before);
-            before = step.accounts;
-        }
+    profile_rows(&mut out, profile, "");
+    out
+}
+
+/// Several profiles as one CSV, in long form: the same rows, with the number of the run, from 1 on, in front.
+pub fn several(profiles: &[Profile]) -> String {
+    let mut out = format!("run,{HEAD}");
+    for (run, profile) in (1..).zip(profiles) {
+        profile_rows(&mut out, profile, &format!("{run},"));
     }
     out
 }
 
-fn rows(out: &mut String, profile: &Profile, boot: &Boot<'_>, step: &Step<'_>, before: &Accounts) {
+/// All rows of a profile, with this in front of each.
+fn profile_rows(out: &mut String, profile: &Profile, front: &str) {
+    let none = Default::default();
+    for boot in profile.boots() {
+        let mut before = &none;
+        for step in boot.steps() {
+            rows(out, profile, (front, &boot), &step, before);
+            before = step.accounts;
+        }
+    }
+}
+
+fn rows(
+    out: &mut String,
+    profile: &Profile,
+    (front, boot): (&str, &Boot<'_>),
+    step: &Step<'_>,
+    before: &Accounts,
+) {
     let pass = boot.number;
     let Step {
         index,
@@ -41,13 +61,17 @@ fn rows(out: &mut String, profile: &Profile, boot: &Boot<'_>, step: &Step<'_>, b
     } = step;
     let place = match milestone {
         Some(m) => format!(
-            "{pass},{index},{},{},{},{}",
+            "{front}{pass},{index},{},{},{},{}",
             quoted(name),
             m.number,
             m.vcpu,
             m.nanos
         ),
-        None => format!("{pass},{index},{},,,{}", quoted(name), boot.end.nanos),
+        None => format!(
+            "{front}{pass},{index},{},,,{}",
+            quoted(name),
+            boot.end.nanos
+        ),
     };
     for r in &accounts.reasons {
         let new = delta.reasons.iter().find(|d| d.reason == r.reason);

@@ -133,6 +133,37 @@ fn place(place: &Place) -> String {
     }
 }
 
+/// Where exits came from: the callers of functions that are called for their instruction, and all other
+/// functions.
+fn origins(row: &Row<Object, Place>) -> Vec<(String, u64)> {
+    let mut origins: Vec<(String, u64)> = Vec::new();
+    let mut add = |name: String, exits: u64| match origins.iter_mut().find(|(n, _)| *n == name) {
+        Some((_, sum)) => *sum = sum.saturating_add(exits),
+        None => origins.push((name, exits)),
+    };
+    for (from, exits) in row.of.iter().filter(|(p, _)| *p != Place::Unknown) {
+        let from = place(from);
+        let mut rest = *exits;
+        for caller in &row.callers {
+            if let (Some(function), Some(via)) = (caller.function(), &caller.via)
+                && clean(via) == from
+            {
+                let name = match row.of.len() {
+                    1 => format!("{} via {from}", clean(function)),
+                    _ => clean(function),
+                };
+                add(name, caller.count);
+                rest = rest.saturating_sub(caller.count);
+            }
+        }
+        if rest > 0 {
+            add(from, rest);
+        }
+    }
+    origins.sort_by_key(|(_, exits)| std::cmp::Reverse(*exits));
+    origins
+}
+
 /// In running text: "WRMSR IA32_TSC_DEADLINE", "HLT".
 fn object(profile: &Profile, object: &Object) -> String {
     match object.ask(1) {
@@ -189,8 +220,7 @@ fn by_object(profile: &Profile, group: &Group, top: usize) -> String {
         for row in shown.clone() {
             let ask = row.key.ask(row.tally.exits);
             let cell = |of: fn(&Ask) -> String| ask.as_ref().map(of).unwrap_or_default();
-            let of = row.of.iter().filter(|(p, _)| *p != Place::Unknown);
-            let of: Vec<(String, u64)> = of.map(|(p, n)| (place(p), *n)).collect();
+            let of = origins(row);
             table.row(vec![
                 count(row.tally.exits),
                 bar(row.tally.exits, most, BAR),
@@ -352,7 +382,8 @@ pub fn json(profile: &Profile, view: &View) -> Result<String, NoSuchStep> {
 /// As CSV: a row per step and culprit, most frequent first.
 pub fn csv(profile: &Profile, view: &View) -> Result<String, NoSuchStep> {
     let mut out =
-        "step,reason,reason_name,kind,index,name,rip,symbol,exits,cycles,lost\n".to_owned();
+        "step,reason,reason_name,kind,index,name,rip,symbol,caller,called_from,exits,cycles,lost\n"
+            .to_owned();
     for (step, culprits) in parts(profile, view)? {
         let Some(culprits) = culprits else { continue };
         let mut rows: Vec<_> = culprits
@@ -366,7 +397,7 @@ pub fn csv(profile: &Profile, view: &View) -> Result<String, NoSuchStep> {
             let reason = culprit.reason.map_or("", |n| profile.reason_name(n));
             let _ = writeln!(
                 out,
-                "{},{number},{},{},{},{},{},{},{},{},{}",
+                "{},{number},{},{},{},{},{},{},{},{},{},{},{}",
                 quoted(step.as_deref().unwrap_or_default()),
                 quoted(reason),
                 culprit.kind.map(word).unwrap_or_default(),
@@ -377,6 +408,11 @@ pub fn csv(profile: &Profile, view: &View) -> Result<String, NoSuchStep> {
                     .map(|rip| format!("{rip:#x}"))
                     .unwrap_or_default(),
                 quoted(culprit.symbol.as_deref().unwrap_or_default()),
+                culprit
+                    .caller
+                    .map(|caller| format!("{caller:#x}"))
+                    .unwrap_or_default(),
+                quoted(culprit.called_from.as_deref().unwrap_or_default()),
                 tally.exits,
                 tally.cycles,
                 culprit.lost.map(word).unwrap_or_default(),

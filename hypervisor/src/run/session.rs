@@ -253,7 +253,7 @@ fn join(shared: &Shared, threads: Vec<JoinHandle<Option<Standing>>>) -> Vec<Opti
 fn memory(shared: &Shared, config: &Config, prefault_time: Duration) -> Option<MemoryAccount> {
     let usage = shared.memory.usage()?;
     Some(MemoryAccount {
-        pages: config.pages.name().into(),
+        pages: shared.memory.pages().name().into(),
         prefault: config.prefault.name().into(),
         prefault_nanos: match config.prefault {
             Prefault::None => 0,
@@ -284,7 +284,7 @@ fn missed(shared: &Shared) -> Vec<Missed> {
 /// Reads the books once more, now that nobody writes them.
 fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
     let kvm = shared.books.kvm();
-    let (milestones, milestones_dropped) = shared.milestones.finish(kvm);
+    let (mut milestones, milestones_dropped) = shared.milestones.finish(kvm);
     let mut scratch = Scratch::default();
     shared.books.all(&mut scratch);
     let mut total = scratch.figures.accounts(kvm, &shared.books.asks());
@@ -292,6 +292,8 @@ fn account(shared: &Shared, start_nanos: u64, end: End) -> Pass {
     total.culprit_cycles = cycles;
     let map = shared.kernel_map.get();
     names::of_linux(&mut culprits, map, &milestones, &shared.memory);
+    let snapshots = milestones.iter_mut().map(|m| &mut m.accounts);
+    names::merge(&mut culprits, snapshots.chain([&mut total]));
     let vcpus = (0..shared.books.vcpu_count())
         .map(|i| {
             shared.books.vcpu(i, &mut scratch);

@@ -50,6 +50,16 @@ impl Placed {
         Some(self.symbols.address(name)?.wrapping_add(self.slide))
     }
 
+    /// Where it has its code at run time, and that of its start: first address and length.
+    pub fn code(&self) -> Option<[(u64, u64); 2]> {
+        let range = |first: &str, end: &str| {
+            let (first, end) = (self.address(first)?, self.address(end)?);
+            Some((first, end.wrapping_sub(first)))
+        };
+        let init = range("_sinittext", "_einittext").unwrap_or((0, 0));
+        Some([range("_text", "_etext")?, init])
+    }
+
     /// What is at a run-time address; also at a physical one, where the kernel runs mapped to itself.
     pub fn resolve(&self, address: u64) -> Option<Named<'_>> {
         let slides = [Some(self.slide), self.physical];

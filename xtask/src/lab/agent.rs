@@ -25,8 +25,9 @@ use nix::sys::termios::{self, BaudRate, SetArg, tcdrain};
 use nix::unistd::{Pid, getpid, setsid, sync};
 use serde::{Deserialize, Serialize};
 
-use super::protocol::{FileHead, Frame, INTERRUPT, LONGEST};
-use crate::{FAILED, step};
+use super::disk::{self, Disk};
+use super::protocol::{FileHead, Frame, INTERRUPT, LONGEST, STANDSTILL};
+use crate::{FAILED, step, tap};
 
 /// Where the agent lies in the image.
 pub(crate) const INIT: &str = "/init";
@@ -38,6 +39,10 @@ pub(crate) const ORDERS: &str = "/lab/orders.json";
 pub(crate) struct Orders {
     /// Modules to load, in order.
     pub(crate) modules: Vec<Load>,
+    /// Disks, to be linked to the paths of their files.
+    pub(crate) disks: Vec<Disk>,
+    /// TAPs to make.
+    pub(crate) taps: Vec<String>,
     /// The program to run.
     pub(crate) program: PathBuf,
     /// Its arguments.
@@ -212,14 +217,25 @@ fn obey(orders: &Orders, line: &Arc<Line>) -> anyhow::Result<u8> {
     if let Err(error) = fs::set_permissions("/dev/kvm", everybody) {
         line.send(&Frame::Note(format!("no /dev/kvm in this lab: {error}")))?;
     }
+    furnish(orders)?;
     let before = Files::of(&orders.outputs);
     let status = run(orders, line)?;
+    if !orders.disks.is_empty() {
+        // The machine is gone once the status is known.
+        sync();
+    }
     for (path, stamp) in Files::of(&orders.outputs).0 {
         if before.0.get(&path) != Some(&stamp) {
             send_file(&path, line)?;
         }
     }
     Ok(status)
+}
+
+/// Disks and TAPs.
+fn furnish(orders: &Orders) -> anyhow::Result<()> {
+    disk::link(&orders.disks)?;
+    orders.taps.iter().try_for_each(|name| tap::make(name))
 }
 
 /// Loads a module, if it is not there.
@@ -267,10 +283,13 @@ fn run(orders: &Orders, line: &Arc<Line>) -> anyhow::Result<u8> {
     thread::spawn(move || {
         let mut byte = [0];
         while (&listening.port).read_exact(&mut byte).is_ok() {
-            if byte == [INTERRUPT] {
-                // It may have ended just now.
-                let _ = killpg(group, Signal::SIGINT);
-            }
+            let signal = match byte {
+                [INTERRUPT] => Signal::SIGINT,
+                [STANDSTILL] => Signal::SIGUSR1,
+                _ => continue,
+            };
+            // It may have ended just now.
+            let _ = killpg(group, signal);
         }
     });
     let mut streams = Vec::new();
@@ -339,6 +358,17 @@ fn send_file(path: &Path, line: &Line) -> anyhow::Result<()> {
     line.pass_on(&bytes[..], Frame::Data)
 }
 
+/// How the line begins that tells, on the kernel's console, how a person's command ended.
+const STATUS: &str = "lab: status ";
+
+/// The status that the kernel's console tells.
+pub(crate) fn status_in(console: &str) -> Option<u8> {
+    let mut told = console
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(STATUS));
+    told.next_back()?.parse().ok()
+}
+
 /// Gives the second serial port to a person.
 fn shell(orders: &Orders, (rows, columns): (u16, u16)) -> anyhow::Result<()> {
     let open = || OpenOptions::new().read(true).write(true).open(PORT);
@@ -347,6 +377,9 @@ fn shell(orders: &Orders, (rows, columns): (u16, u16)) -> anyhow::Result<()> {
         if let Err(error) = load_module(load) {
             writeln!(&port, "lab: {error:#}")?;
         }
+    }
+    if let Err(error) = furnish(orders) {
+        writeln!(&port, "lab: {error:#}")?;
     }
     let size = nix::libc::winsize {
         ws_row: rows,
@@ -376,5 +409,7 @@ fn shell(orders: &Orders, (rows, columns): (u16, u16)) -> anyhow::Result<()> {
     if let Err(error) = &status {
         writeln!(&port, "lab: {error:#}")?;
     }
+    // On the kernel's console.
+    eprintln!("{STATUS}{}", status.map_or(FAILED, step::number));
     tcdrain(&port).context("cannot drain the second serial port")
 }

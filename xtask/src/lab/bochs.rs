@@ -96,6 +96,9 @@ impl Machine for Bochs {
             // Two stall each other when one leaves VMX operation.
             bail!("the Intel lab has one CPU: for more take --host amd");
         }
+        if !start.disks.is_empty() {
+            bail!("the Intel lab has no disks: take --host amd (--on amd-lab)");
+        }
         let kernel = Vmlinux::of(start.kernel, &self.kernels)?;
         let contents = Contents {
             kernel: &kernel,
@@ -242,6 +245,7 @@ mod tests {
             cpus: 1,
             memory_mib: 640,
             extra: &[],
+            disks: &[],
             terminal: false,
         };
         let text = configuration(&start);

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::{Host, Job, Own, Version};
+use super::disk::Disk;
+use super::{Host, Job, Own, Version, drivers};
 use crate::{build, workspace};
 
 /// Run Exitvisor on real KVM inside an emulated machine: on any host, without root
@@ -44,6 +45,9 @@ struct Guest {
     /// An initramfs that has `exitlog`, its kernel module and Debian's `cpuid` too
     #[arg(long)]
     exitlog: bool,
+    /// An initramfs with the drivers of a virtio console: for console=hvc0
+    #[arg(long, conflicts_with = "exitlog")]
+    hvc0: bool,
     #[command(flatten)]
     own: Own,
 }
@@ -53,6 +57,8 @@ impl Guest {
         let packages = super::packages(&self.own.or_environment())?;
         let guest = if self.exitlog {
             super::asking::guest(&packages, self.kernel)?
+        } else if self.hvc0 {
+            super::guest::console(&packages, self.kernel)?
         } else {
             super::guest::guest(&packages, self.kernel)?
         };
@@ -145,6 +151,16 @@ struct Machine {
     /// Carry this file in too (its libraries as well, if it is a program), or all of a folder
     #[arg(long = "with", value_name = "PATH")]
     files: Vec<PathBuf>,
+    /// Attach this raw file as a disk, which is found inside at the same path (AMD lab only); what is
+    /// written to it is lost at the end
+    #[arg(long, value_name = "FILE")]
+    disk: Vec<PathBuf>,
+    /// The same, but what is written stays
+    #[arg(long, value_name = "FILE")]
+    disk_writable: Vec<PathBuf>,
+    /// Make a TAP of this name inside, its address 10.42.0.1/24
+    #[arg(long, value_name = "NAME")]
+    tap: Vec<String>,
 }
 
 impl Lab {
@@ -160,13 +176,24 @@ impl Lab {
 }
 
 impl Machine {
-    fn apply(self, job: &mut Job) {
+    fn apply(self, job: &mut Job) -> anyhow::Result<()> {
         job.cpus = self.smp;
         job.memory_mib = self.memory.unwrap_or(job.memory_mib);
         job.module_args = self.module_args;
         job.kernel_args = self.kernel_args;
         job.machine_args = self.machine_arg;
         job.files.extend(self.files);
+        let disks = self.disk.into_iter().map(|file| (file, false));
+        let writable = self.disk_writable.into_iter().map(|file| (file, true));
+        for (file, writable) in disks.chain(writable) {
+            let disk = Disk::new(&job.cwd, &file, writable)?;
+            job.disks.push(disk);
+        }
+        if !self.tap.is_empty() {
+            job.drivers.push(drivers::TAP);
+        }
+        job.taps = self.tap;
+        Ok(())
     }
 }
 
@@ -174,7 +201,7 @@ impl Setup {
     fn run(self) -> anyhow::Result<u8> {
         let start = Instant::now();
         let packages = super::packages(&self.own.or_environment())?;
-        let machine = self.place.host.machine(&packages)?;
+        let machine = self.place.host.machine(&packages, false)?;
         let kernel = self.place.kernel.kernel(&packages)?;
         println!("machine: {}", machine.name());
         println!("kernel:  Linux {}", kernel.release);
@@ -215,7 +242,7 @@ impl Run {
             job.program = program;
         }
         job.kernel = self.place.kernel;
-        self.machine.apply(&mut job);
+        self.machine.apply(&mut job)?;
         job.args = self.args;
         job.outputs = self.output;
         job.limit = self.timeout;
@@ -233,7 +260,7 @@ impl Shell {
         let built = build::build()?;
         let mut job = Job::exitvisor(self.place.host, &built)?;
         job.kernel = self.place.kernel;
-        self.machine.apply(&mut job);
+        self.machine.apply(&mut job)?;
         job.own = self.own.or_environment();
         super::shell(&job)
     }

@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::cpio::Archive;
 use super::packages::{Packages, Wanted};
-use super::{BUSYBOX, Job, Own, Version, bochs, packages, vmlinux};
+use super::{BUSYBOX, Job, Own, Version, bochs, drivers, packages, vmlinux};
 
 /// A Linux that can be booted as a guest.
 #[derive(Clone, Debug)]
@@ -37,6 +37,24 @@ echo \"exitvisor-guest: $(/bin/busybox uname -r), $(/bin/busybox nproc) CPUs\"
 exec /bin/busybox poweroff -f
 ";
 
+/// The beginning of it for a console that is a virtio device: its drivers are modules, so it is there
+/// once they are loaded, and only then. What the kernel has said until then it prints on it while the driver
+/// does not take anything yet, and so to nobody (linux/drivers/char/virtio_console.c, `init_port_console`:
+/// a port is none before `hvc_alloc` returns): /init prints it again, unless it is to be `quiet`. So [`INIT`]'s
+/// first line comes after all that the kernel said.
+const CONSOLE_INIT: &str = "\
+#!/bin/busybox sh
+while read -r module; do
+    /bin/busybox insmod \"/modules/$module\"
+done </modules/order
+exec </dev/console >/dev/console 2>&1
+/bin/busybox mount -t proc proc /proc
+case \" $(/bin/busybox cat /proc/cmdline) \" in
+*' quiet '*) ;;
+*) /bin/busybox dmesg ;;
+esac
+";
+
 /// The line that [`INIT`] prints first.
 pub(crate) const USER_SPACE: &str = "exitvisor-guest: user space";
 
@@ -48,6 +66,9 @@ pub(crate) const VARIABLES: [&str; 4] = [
     "EXITVISOR_VMLINUX",
 ];
 
+/// The variables by which tests find an initramfs for `console=hvc0`, for 6.1 and 6.12.
+const CONSOLES: [&str; 2] = ["EXITVISOR_HVC0_6_1", "EXITVISOR_HVC0_6_12"];
+
 /// Carries the guests into a lab, fetched and made first if they are not there yet.
 pub(crate) fn carry(job: &mut Job) -> anyhow::Result<()> {
     let packages = packages(&job.own)?;
@@ -58,6 +79,11 @@ pub(crate) fn carry(job: &mut Job) -> anyhow::Result<()> {
     let files = [old.kernel, new.kernel, old.initrd, vmlinux];
     for (name, file) in VARIABLES.iter().zip(files) {
         job.env.push(((*name).into(), file.clone().into()));
+        job.files.push(file);
+    }
+    for (version, name) in [Version::V6_1, Version::V6_12].into_iter().zip(CONSOLES) {
+        let file = console(&packages, version)?.initrd;
+        job.env.push((name.into(), file.clone().into()));
         job.files.push(file);
     }
     Ok(())
@@ -79,6 +105,19 @@ pub(super) fn guest(packages: &Packages, version: Version) -> anyhow::Result<Gue
     Ok(Guest {
         kernel: kernel.image,
         initrd: initramfs(packages, "initramfs", INIT, |_| Ok(()))?,
+    })
+}
+
+/// The guest of this version whose console is `hvc0`; fetched and made first if it is not there yet.
+pub(super) fn console(packages: &Packages, version: Version) -> anyhow::Result<Guest> {
+    let kernel = version.kernel(packages)?;
+    let modules = drivers::drivers(packages, &kernel, &drivers::CONSOLE)?;
+    let name = format!("hvc0-{}", version.name());
+    let init = [CONSOLE_INIT, INIT.trim_start_matches("#!/bin/busybox sh\n")].concat();
+    let carry = |archive: &mut Archive| drivers::carry(&modules, archive);
+    Ok(Guest {
+        initrd: initramfs(packages, &name, &init, carry)?,
+        kernel: kernel.image,
     })
 }
 

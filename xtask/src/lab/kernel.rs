@@ -199,6 +199,41 @@ fn unpack_module(
     Ok(())
 }
 
+/// Modules below a folder, as far as they are there, and those they depend on, in the order of
+/// loading.
+pub(super) fn in_order(names: &[&str], from: &Path) -> anyhow::Result<Vec<Module>> {
+    let mut index = BTreeMap::new();
+    collect(from, &mut index).with_context(|| format!("cannot read {}", from.display()))?;
+    let mut order = Vec::new();
+    for name in names {
+        put_in_order(name, &index, &mut order)?;
+    }
+    Ok(order)
+}
+
+fn put_in_order(
+    name: &str,
+    index: &BTreeMap<String, PathBuf>,
+    order: &mut Vec<Module>,
+) -> anyhow::Result<()> {
+    if order.iter().any(|done| done.name == name) {
+        return Ok(());
+    }
+    // As in `unpack_module`.
+    let Some(file) = index.get(name) else {
+        return Ok(());
+    };
+    let bytes = module(file).with_context(|| format!("cannot unpack {}", file.display()))?;
+    for dependence in depends(&bytes) {
+        put_in_order(&dependence, index, order)?;
+    }
+    order.push(Module {
+        name: name.to_owned(),
+        file: file.clone(),
+    });
+    Ok(())
+}
+
 /// All modules below a folder by name.
 fn collect(folder: &Path, index: &mut BTreeMap<String, PathBuf>) -> std::io::Result<()> {
     for entry in folder.read_dir()? {

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use clap::ValueEnum;
 
+use super::disk::Disk;
 use super::packages::Packages;
 use super::{bochs, qemu};
 
@@ -50,6 +51,8 @@ pub(crate) struct Start<'a> {
     pub(crate) cpus: u32,
     /// Memory of the machine, MiB.
     pub(crate) memory_mib: u32,
+    /// Files that are disks of the machine.
+    pub(crate) disks: &'a [Disk],
     /// Further arguments of the machine's program.
     pub(crate) extra: &'a [OsString],
     /// Whether the second serial port is a person at a terminal (`lab shell`). The terminal is
@@ -116,10 +119,17 @@ impl Host {
         }
     }
 
-    /// The machine of this host, fetched first if need be.
-    pub(crate) fn machine(self, packages: &Packages) -> anyhow::Result<Box<dyn Machine>> {
+    /// The machine of this host, fetched first if need be; for a KVM that shadows or one that does not.
+    pub(crate) fn machine(
+        self,
+        packages: &Packages,
+        shadowed: bool,
+    ) -> anyhow::Result<Box<dyn Machine>> {
         Ok(match self {
-            Host::Amd => Box::new(qemu::Qemu::setup(packages)?),
+            Host::Amd => Box::new(match shadowed {
+                true => qemu::Qemu::setup(packages)?.repaired()?,
+                false => qemu::Qemu::setup(packages)?,
+            }),
             Host::Intel => Box::new(bochs::Bochs::setup(packages)?),
         })
     }

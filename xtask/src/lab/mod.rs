@@ -6,6 +6,9 @@ pub(crate) mod asking;
 mod bochs;
 mod command;
 mod cpio;
+pub(crate) mod debian;
+pub(crate) mod disk;
+pub(crate) mod drivers;
 mod files;
 pub(crate) mod guest;
 mod image;
@@ -19,6 +22,7 @@ pub(crate) mod process;
 mod programs;
 mod protocol;
 pub(crate) mod qemu;
+mod repair;
 mod rom;
 mod session;
 mod vmlinux;
@@ -41,6 +45,7 @@ use crate::step::Step;
 use crate::workspace;
 use agent::{Load, Orders};
 pub(crate) use command::Lab;
+use disk::Disk;
 use image::Image;
 pub(crate) use kernel::Version;
 use kernel::{Kernel, Module};
@@ -115,12 +120,22 @@ pub(crate) struct Job {
     /// Further files to carry in; with its libraries what is a program, and a folder with all
     /// below it.
     pub(crate) files: Vec<PathBuf>,
+    /// Raw files of the host that are disks of the lab's machine, found inside at the same paths. Only
+    /// in the AMD lab.
+    pub(crate) disks: Vec<Disk>,
+    /// Drivers of the lab's kernel to load besides KVM ([`drivers`]).
+    pub(crate) drivers: Vec<&'static str>,
+    /// TAPs to make there; they take [`drivers::TAP`].
+    pub(crate) taps: Vec<String>,
     /// Further programs by the name they have in the lab's PATH.
     pub(crate) programs: Vec<(String, PathBuf)>,
     /// Further files and folders that come back if they are new or changed.
     pub(crate) outputs: Vec<PathBuf>,
     /// After this long the lab is ended.
     pub(crate) limit: Duration,
+    /// A command that says nothing for so much CPU time of the emulator's gets SIGUSR1, with all that it
+    /// has started. (The AMD lab alone: nothing can be sent to the other.)
+    pub(crate) patience: Option<Duration>,
     /// Whether stdout and stderr are kept ([`Outcome::stdout`]) instead of shown.
     pub(crate) quiet: bool,
     /// Shows how far a quiet command is: each line that it writes on stderr is one step.
@@ -163,9 +178,13 @@ impl Job {
             env: Vec::new(),
             cwd: std::env::current_dir().context("cannot tell the current folder")?,
             files: Vec::new(),
+            disks: Vec::new(),
+            drivers: Vec::new(),
+            taps: Vec::new(),
             programs: Vec::new(),
             outputs: Vec::new(),
             limit: Duration::from_secs(600),
+            patience: None,
             quiet: false,
             steps: None,
             own: Own::default().or_environment(),
@@ -178,6 +197,23 @@ impl Job {
         let mut job = Self::new(host, &built.exitvisor)?;
         job.with_guests(built)?;
         Ok(job)
+    }
+
+    /// Whether its KVM is loaded without nested paging, as far as its parameters tell.
+    fn is_shadowed(&self) -> bool {
+        let words = self.module_args.iter().flat_map(|a| a.split_whitespace());
+        let own = words.map(|word| {
+            let module = word.strip_prefix(self.host.module());
+            module
+                .and_then(|rest| rest.strip_prefix('.'))
+                .unwrap_or(word)
+        });
+        let mut told = own.filter_map(|word| {
+            let (name, value) = word.split_once('=')?;
+            let off = matches!(value, "0" | "n" | "N" | "off" | "OFF");
+            ["npt", "ept"].contains(&name).then_some(off)
+        });
+        told.next_back().unwrap_or(false)
     }
 
     /// Carries exitvisor (in the lab's PATH too), the firmware and all guests.
@@ -236,7 +272,7 @@ pub(crate) fn run(job: &Job) -> anyhow::Result<Outcome> {
         },
     };
     let hear = &mut |frame| hearing.hear(frame);
-    let end = session::run(launch, &place.machine_log(), job.limit, hear);
+    let end = session::run(launch, &place.machine_log(), job.limit, job.patience, hear);
     progress.done();
     let mut outcome = hearing.outcome;
     outcome.status = match end? {
@@ -265,7 +301,7 @@ pub(crate) fn run(job: &Job) -> anyhow::Result<Outcome> {
 /// Fetches what a lab needs, if it is not there yet.
 pub(crate) fn prepare(host: Host, version: Version) -> anyhow::Result<()> {
     let packages = packages(&Own::default().or_environment())?;
-    host.machine(&packages)?;
+    host.machine(&packages, false)?;
     version.kernel(&packages)?;
     Ok(())
 }
@@ -274,9 +310,14 @@ fn signal_number(signal: Signal) -> u8 {
     u8::try_from(signal as i32).unwrap_or(0)
 }
 
+/// Whether a person is at stdin and stdout.
+pub(crate) fn is_at_a_terminal() -> bool {
+    std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
+}
+
 /// Refuses what is no terminal.
 pub(crate) fn at_a_terminal() -> anyhow::Result<()> {
-    if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
+    if !is_at_a_terminal() {
         bail!("`lab shell` is for a terminal; for a script, use `lab run`");
     }
     Ok(())
@@ -289,29 +330,19 @@ pub(crate) fn shell(job: &Job) -> anyhow::Result<u8> {
     let mut job = job.clone();
     job.program = "/bin/sh".into();
     job.args = vec!["-l".into()];
-    let names = ["TERM", "LANG"].map(|name| (name, std::env::var_os(name)));
-    let names = names
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.into(), value?)));
-    job.env.extend(names);
-    let orders = place.orders(&job, Some(terminal_size()))?;
     let list = std::process::Command::new(&busybox).arg("--list").output();
     let list = list.with_context(|| format!("cannot start {}", busybox.display()))?;
     let list = String::from_utf8_lossy(&list.stdout).into_owned();
-    let initramfs = place.image(&job, &orders, &[(&busybox, &list)])?;
-    let cmdline = place.cmdline(&job);
-    let mut start = place.start(&job, &initramfs, &cmdline);
-    start.terminal = true;
-    let launch = place.machine.launch(&start)?;
     eprintln!("{}: starting; `exit` or Ctrl-D ends it", place.title(&job));
-    let end = {
-        let _raw = Raw::new()?;
-        session::at_terminal(launch.command, &place.machine_log())?
-    };
-    Ok(match end {
-        End::Interrupted(signal) => 128 | signal_number(signal),
-        _ => 0,
-    })
+    place.at_terminal(&mut job, &[(&busybox, &list)])
+}
+
+/// Runs a job at the user's terminal, for as long as they like. Files do not come back.
+pub(crate) fn at_terminal(job: &Job) -> anyhow::Result<u8> {
+    let place = Place::new(job)?;
+    let shown = Step::new(&job.program).args(&job.args);
+    eprintln!("+ {shown}   in the {}", place.title(job));
+    place.at_terminal(&mut job.clone(), &[])
 }
 
 /// The shell's programs.
@@ -385,7 +416,7 @@ struct Place {
 impl Place {
     fn new(job: &Job) -> anyhow::Result<Self> {
         let packages = packages(&job.own)?;
-        let machine = job.host.machine(&packages)?;
+        let machine = job.host.machine(&packages, job.is_shadowed())?;
         let kernel = job.kernel.kernel(&packages)?;
         let runs = packages.folder.join("runs");
         let folder = || {
@@ -413,6 +444,37 @@ impl Place {
         )
     }
 
+    /// Runs the job's command at the user's terminal; its exit status.
+    fn at_terminal(&self, job: &mut Job, busybox: &[(&Path, &str)]) -> anyhow::Result<u8> {
+        let names = ["TERM", "LANG"].map(|name| (name, std::env::var_os(name)));
+        let names = names
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.into(), value?)));
+        job.env.extend(names);
+        let orders = self.orders(job, Some(terminal_size()))?;
+        let initramfs = self.image(job, &orders, busybox)?;
+        let cmdline = self.cmdline(job);
+        let mut start = self.start(job, &initramfs, &cmdline);
+        start.terminal = true;
+        let launch = self.machine.launch(&start)?;
+        let end = {
+            let _raw = Raw::new()?;
+            session::at_terminal(launch.command, &self.machine_log())?
+        };
+        if let End::Interrupted(signal) = end {
+            return Ok(128 | signal_number(signal));
+        }
+        // The terminal's line carries nothing but the terminal.
+        let said = fs::read_to_string(&self.console).unwrap_or_default();
+        agent::status_in(&said).with_context(|| {
+            format!(
+                "the {} ended before its command did{}",
+                job.host.title(),
+                self.last_words(job.host)
+            )
+        })
+    }
+
     fn machine_log(&self) -> PathBuf {
         self.folder.path().join("machine.log")
     }
@@ -424,7 +486,9 @@ impl Place {
         outputs.extend(job.outputs.iter().map(|path| files::plain(&cwd.join(path))));
         outputs.extend(files::named(&job.args, &cwd).outputs);
         Ok(Orders {
-            modules: loads(&self.modules(job.host)?, job)?,
+            modules: loads(&self.modules(job)?, job)?,
+            disks: job.disks.clone(),
+            taps: job.taps.clone(),
             program: cwd.join(&job.program),
             args: job.args.clone(),
             env: job.env.clone(),
@@ -435,10 +499,14 @@ impl Place {
     }
 
     /// The modules for this host, as its machine wants them.
-    fn modules(&self, host: Host) -> anyhow::Result<Vec<Module>> {
+    fn modules(&self, job: &Job) -> anyhow::Result<Vec<Module>> {
         let mut modules = self.kernel.modules.clone();
-        modules.retain(|module| module.name != host.other().module());
-        if host == Host::Intel {
+        modules.retain(|module| module.name != job.host.other().module());
+        if !job.drivers.is_empty() {
+            let drivers = drivers::drivers(&self.packages, &self.kernel, &job.drivers)?;
+            modules.extend(drivers);
+        }
+        if job.host == Host::Intel {
             let slim = modules.iter().map(|module| module.slim(self.folder.path()));
             modules = slim.collect();
         }
@@ -453,7 +521,7 @@ impl Place {
         busybox: &[(&Path, &str)],
     ) -> anyhow::Result<PathBuf> {
         let mut image = Image::new()?;
-        for module in self.modules(job.host)? {
+        for module in self.modules(job)? {
             image.file(&module.file, &in_lab(&module))?;
         }
         for name in modprobe::NAMES {
@@ -498,7 +566,8 @@ impl Place {
                 .with_context(|| format!("cannot read {}", path.display()))?;
         }
         for file in carried {
-            if !image.has(&file) {
+            let is_disk = job.disks.iter().any(|disk| disk.file == file);
+            if !is_disk && !image.has(&file) {
                 image.file(&file, &file)?;
             }
         }
@@ -527,6 +596,7 @@ impl Place {
             cpus: job.cpus,
             memory_mib: job.memory_mib,
             extra: &job.machine_args,
+            disks: &job.disks,
             terminal: false,
         }
     }
@@ -738,6 +808,31 @@ mod tests {
         let name = "kvm_amd".to_owned();
         done.is_ok_and(|status| status.success())
             .then_some(Module { name, file })
+    }
+
+    #[test]
+    fn who_shadows() {
+        let is_shadowed = |host, arguments: &[&str]| {
+            let mut job = Job::new(host, "x").unwrap();
+            job.module_args = arguments.iter().map(|&a| a.to_owned()).collect();
+            job.is_shadowed()
+        };
+        for arguments in [
+            &["npt=0"][..],
+            &["avic=1 kvm_amd.npt=N"],
+            &["npt=1", "npt=0"],
+        ] {
+            assert!(is_shadowed(Host::Amd, arguments), "{arguments:?}");
+        }
+        for arguments in [
+            &[][..],
+            &["npt=1"],
+            &["kvm.ignore_msrs=0"],
+            &["npt=0 npt=Y"],
+        ] {
+            assert!(!is_shadowed(Host::Amd, arguments), "{arguments:?}");
+        }
+        assert!(is_shadowed(Host::Intel, &["ept=0"]));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use indicatif::ProgressBar;
 use super::Own;
 
 /// The Debian release that the labs are made of.
-const RELEASE: &str = "bookworm";
+pub(crate) const RELEASE: &str = "bookworm";
 /// Its newer kernel and QEMU.
 pub(crate) const BACKPORTS: &str = "bookworm-backports";
 
@@ -102,8 +102,14 @@ impl Packages {
         match making() {
             Ok(()) => Ok(root),
             Err(error) if name == "perf" => bail!("cannot fetch {name}: {error:#}"),
+            Err(error) if name.starts_with("debian-") => bail!("cannot make a Debian: {error:#}"),
             Err(error) => bail!("cannot fetch {name} for the lab: {error:#}; {INSTEAD}"),
         }
+    }
+
+    /// Whether there is a folder of this name, whole.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.folder.join(name).join(LIST).exists()
     }
 
     /// Held while packages are fetched.
@@ -172,10 +178,16 @@ impl<'a> Apt<'a> {
         for (path, text) in files {
             fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        spinning("lists of packages", || {
+        spinning("fetching lists of packages", || {
             said(apt.get(&["update", "-qq"]).arg("--error-on=any"))
         })?;
         Ok(apt)
+    }
+
+    /// Its sources, as in sources.list(5).
+    pub(crate) fn sources(&self) -> anyhow::Result<String> {
+        let list = self.packages.folder.join("apt/sources.list");
+        fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))
     }
 
     fn get(&self, args: &[&str]) -> Command {
@@ -245,7 +257,9 @@ impl<'a> Apt<'a> {
         root: &Path,
     ) -> anyhow::Result<Vec<String>> {
         let archives = self.archives()?;
-        spinning(&packages.join(", "), || said(command))?;
+        spinning(&format!("fetching {}", packages.join(", ")), || {
+            said(command)
+        })?;
         let mut names = Vec::new();
         for file in archives.read_dir()? {
             let path = file?.path();
@@ -271,7 +285,7 @@ impl<'a> Apt<'a> {
 }
 
 /// Runs a program to its end; what it wrote to stdout. Its complaint is the error.
-fn said(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn said(command: &mut Command) -> anyhow::Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
         .stdin(Stdio::null())
@@ -289,10 +303,10 @@ fn said(command: &mut Command) -> anyhow::Result<String> {
 }
 
 /// Does something that takes a while, with a spinner on a terminal.
-fn spinning<T>(what: &str, work: impl FnOnce() -> T) -> T {
+pub(crate) fn spinning<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let spinner = ProgressBar::new_spinner();
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
-    spinner.set_message(format!("fetching {what}"));
+    spinner.set_message(what.to_owned());
     let result = work();
     spinner.finish_and_clear();
     result
@@ -410,9 +424,9 @@ impl Tree {
         self.root.join(file)
     }
 
-    /// A program in it, run by its own dynamic loader with its own libraries, so that what the
-    /// host has installed does not matter.
-    pub(crate) fn command(&self, program: &str) -> Command {
+    /// A program in it, or one elsewhere by its absolute path, run by its own dynamic loader with its own
+    /// libraries, so that what the host has installed does not matter.
+    pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
         let libraries = ["lib", "usr/lib"].map(|lib| self.path(lib).join("x86_64-linux-gnu"));
         let mut command = Command::new(libraries[0].join("ld-linux-x86-64.so.2"));
         let libraries = libraries.map(|path| path.display().to_string());

@@ -1,5 +1,5 @@
 //! What the agent inside a lab and xtask outside say to each other over the second serial port:
-//! frames, outwards; single bytes ([`INTERRUPT`]), inwards.
+//! frames, outwards; single bytes ([`INTERRUPT`], [`STANDSTILL`]), inwards.
 //!
 //! A frame is [`MAGIC`], its kind (1 byte), the length of its payload (4 bytes, little-endian), the
 //! CRC-32 of kind, length and payload (4 bytes, little-endian), and the payload. Whatever else
@@ -18,6 +18,8 @@ pub(crate) const LONGEST: usize = 16 << 10;
 
 /// To the agent: interrupt the command, as Ctrl-C does.
 pub(crate) const INTERRUPT: u8 = 3;
+/// To the agent: tell the command that it has stood still for too long (SIGUSR1).
+pub(crate) const STANDSTILL: u8 = 4;
 
 /// What the agent says.
 #[derive(Clone, Debug, PartialEq, Eq)]

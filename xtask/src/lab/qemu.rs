@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,7 +10,7 @@ use anyhow::{Context, bail};
 
 use super::machine::{Launch, Machine, Results, Start};
 use super::packages::{BACKPORTS, Packages, Tree, Wanted};
-use super::{Own, packages, programs};
+use super::{Own, disk, packages, programs, repair};
 
 /// QEMU and the libraries and ROMs it needs.
 const WANTED: Wanted = Wanted {
@@ -29,6 +30,8 @@ const OLDEST: u32 = 10;
 pub(crate) struct Qemu {
     program: Program,
     version: String,
+    /// A fetched program that was put right.
+    repaired: Option<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -47,7 +50,19 @@ impl Qemu {
         Ok(Self {
             version: tree.version("qemu-system-x86").unwrap_or_default(),
             program: Program::Fetched(tree),
+            repaired: None,
         })
+    }
+
+    /// The same, put right for a KVM that shadows; the user's own, and one that is not known, as it is.
+    pub(crate) fn repaired(mut self) -> anyhow::Result<Self> {
+        if let Program::Fetched(tree) = &self.program {
+            let path = tree.path(PROGRAM);
+            let program = fs::read(&path);
+            let mut program = program.with_context(|| format!("cannot read {}", path.display()))?;
+            self.repaired = repair::repair(&mut program).then_some(program);
+        }
+        Ok(self)
     }
 
     fn own(program: &Path) -> anyhow::Result<Self> {
@@ -70,15 +85,21 @@ impl Qemu {
         Ok(Self {
             program: Program::Own(program.to_owned()),
             version: version.to_owned(),
+            repaired: None,
         })
     }
 
     /// The program, with its firmware.
     fn command(&self) -> Command {
+        self.command_of(PROGRAM.as_ref())
+    }
+
+    /// The same by another file, if it is not the user's own program.
+    fn command_of(&self, program: &Path) -> Command {
         match &self.program {
             Program::Own(path) => Command::new(path),
             Program::Fetched(tree) => {
-                let mut command = tree.command(PROGRAM);
+                let mut command = tree.command(program);
                 for roms in ["usr/share/qemu", "usr/share/seabios"] {
                     command.arg("-L").arg(tree.path(roms));
                 }
@@ -139,11 +160,23 @@ fn version(text: &str) -> Option<&str> {
 
 impl Machine for Qemu {
     fn name(&self) -> String {
-        format!("QEMU {}", self.version)
+        match self.repaired {
+            Some(_) => format!("QEMU {}, its reads of CR3 put right", self.version),
+            None => format!("QEMU {}", self.version),
+        }
     }
 
     fn launch(&self, start: &Start<'_>) -> anyhow::Result<Launch> {
-        let mut command = self.command();
+        let mut command = match &self.repaired {
+            None => self.command(),
+            Some(bytes) => {
+                // Its dynamic loader maps it, so that it need not be executable.
+                let copy = start.folder.join("qemu");
+                let written = fs::write(&copy, bytes);
+                written.with_context(|| format!("cannot write {}", copy.display()))?;
+                self.command_of(&copy)
+            }
+        };
         command.args(["-accel", "tcg", "-cpu", "max,+svm", "-no-reboot"]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-m", &format!("{}M", start.memory_mib)]);
@@ -161,6 +194,7 @@ impl Machine for Qemu {
             "-serial",
             "chardev:results",
         ]);
+        command.args(disk::options(start.disks));
         command.args(start.extra);
         Ok(Launch {
             command,
@@ -185,6 +219,7 @@ mod tests {
         let qemu = Qemu {
             program: Program::Own("/bin/qemu".into()),
             version: "10.0.2".to_owned(),
+            repaired: None,
         };
         let launch = qemu.launch(&Start {
             folder: Path::new("/run"),
@@ -195,6 +230,7 @@ mod tests {
             cpus: 2,
             memory_mib: 512,
             extra: &["-icount".into(), "shift=0".into()],
+            disks: &[],
             terminal: false,
         });
         let command = launch.unwrap().command;

@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::signal::Signal;
+use nix::time::ClockId;
+use nix::unistd::Pid;
 
 use super::machine::{Launch, Results};
-use super::protocol::{Frame, INTERRUPT, Reader};
+use super::protocol::{Frame, INTERRUPT, Reader, STANDSTILL};
 use crate::signals::Caught;
 
 /// How a session ended.
@@ -37,11 +39,13 @@ const LOOK: Duration = Duration::from_millis(10);
 /// How long an interrupted command may take to end by itself.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Starts a machine and follows it until the agent has said all, giving frames to `hear`.
+/// Starts a machine and follows it until the agent has said all, giving frames to `hear`. A command
+/// that says nothing for so much CPU time of the emulator's (`patience`) is told that it stands still.
 pub(crate) fn run(
     launch: Launch,
     machine_log: &Path,
     limit: Duration,
+    patience: Option<Duration>,
     hear: &mut dyn FnMut(Frame) -> anyhow::Result<()>,
 ) -> anyhow::Result<End> {
     let caught = Caught::new()?;
@@ -73,12 +77,15 @@ pub(crate) fn run(
     let mut inwards = emulator.0.stdin.take();
 
     let (mut said_hello, mut status, mut asked_at) = (false, None, None);
+    // What the emulator had computed when the command last said something.
+    let mut heard_at = Duration::ZERO;
     loop {
         match frames.recv_timeout(LOOK) {
             Ok(Frame::Status(of_command)) => status = Some(of_command),
             Ok(Frame::End) => return Ok(status.map_or(End::Died, End::Status)),
             Ok(frame) => {
                 said_hello = true;
+                heard_at = emulator.cpu_time();
                 hear(frame)?;
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -88,12 +95,17 @@ pub(crate) fn run(
         if emulator.has_ended()? {
             over.store(true, Ordering::Relaxed);
         }
+        if said_hello && patience.is_some_and(|most| emulator.cpu_time() > heard_at + most) {
+            // Once more after the next such time, if that does not help.
+            send(inwards.as_mut(), STANDSTILL);
+            heard_at = emulator.cpu_time();
+        }
         if start.elapsed() > limit {
             return Ok(End::TimeLimit);
         }
         if let Some(signal) = caught.take() {
             let gently = signal == Signal::SIGINT && said_hello && asked_at.is_none();
-            if gently && send_interrupt(inwards.as_mut()) {
+            if gently && send(inwards.as_mut(), INTERRUPT) {
                 asked_at = Some(Instant::now());
             } else {
                 return Ok(End::Interrupted(signal));
@@ -105,8 +117,8 @@ pub(crate) fn run(
     }
 }
 
-fn send_interrupt(to: Option<&mut ChildStdin>) -> bool {
-    to.is_some_and(|to| to.write_all(&[INTERRUPT]).and_then(|()| to.flush()).is_ok())
+fn send(to: Option<&mut ChildStdin>, byte: u8) -> bool {
+    to.is_some_and(|to| to.write_all(&[byte]).and_then(|()| to.flush()).is_ok())
 }
 
 fn read_all(mut from: impl Read, to: &Sender<Frame>) {
@@ -191,6 +203,14 @@ impl Emulator {
         ))
     }
 
+    /// The CPU time it has taken, which a busy host does not stretch; nothing once it has ended.
+    fn cpu_time(&self) -> Duration {
+        let pid = i32::try_from(self.0.id()).map_or(-1, |pid| pid);
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid));
+        let time = clock.and_then(ClockId::now);
+        time.map_or(Duration::ZERO, Duration::from)
+    }
+
     fn has_ended(&mut self) -> anyhow::Result<bool> {
         Ok(self
             .0
@@ -229,7 +249,8 @@ mod tests {
         let mut heard = Vec::new();
         let log = folder.path().join("log");
         let launch = Launch { command, results };
-        let end = run(launch, &log, Duration::from_secs(5), &mut |frame| {
+        let (limit, patience) = (Duration::from_secs(5), Duration::from_millis(100));
+        let end = run(launch, &log, limit, Some(patience), &mut |frame| {
             heard.push(frame);
             Ok(())
         });
@@ -274,5 +295,14 @@ mod tests {
         assert_eq!((end, heard.len()), (End::Died, 1));
         let (end, _) = machine("cat 0; exec sleep 100", &frames, false);
         assert_eq!(end, End::TimeLimit);
+    }
+
+    #[test]
+    fn who_computes_and_says_nothing_is_told() {
+        // It goes on when it has read a byte.
+        let busy = "cat 0; exec 3<&0; head -c 1 <&3 >said & while ! [ -s said ]; do :; done; \
+                    [ $(od -An -tu1 said) = 4 ] && cat 1 2 3";
+        let (end, heard) = machine(busy, &frames(), false);
+        assert_eq!((end, heard.len()), (End::Status(3), 2));
     }
 }

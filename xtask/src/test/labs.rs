@@ -15,7 +15,7 @@ use clap::Args;
 use super::inside;
 use super::suite::Suite;
 use crate::build::{Built, Executable};
-use crate::lab::{self, Job, process};
+use crate::lab::{self, Host, Job, process};
 use crate::{step, workspace};
 
 /// The status of a lab that cannot be set up (EX_UNAVAILABLE).
@@ -254,6 +254,13 @@ impl OneLab {
         }
         if runs(&|title| title == "exitlog") {
             lab::asking::carry(&mut job)?;
+        }
+        if runs(&|title| title == "debian") && suite.host() == Host::Amd {
+            lab::debian::carry(&mut job)?;
+        }
+        // For tests that make a TAP.
+        if runs(&|title| title == "debian" || title.starts_with("virtio")) {
+            job.drivers.push(lab::drivers::TAP);
         }
         let all = self.programs.into_iter().map(|program| (program, ""));
         let own = self.own.into_iter().map(|program| (program, OF_THE_KERNEL));

@@ -96,6 +96,8 @@ impl Suite {
     /// Whether this black-box test program runs there; in the usual run, or when more is asked for.
     pub(crate) fn wants(self, program: &str, usual: bool) -> bool {
         match self {
+            // Linux where KVM shadows: on the one emulated CPU that is fast enough.
+            _ if program == "linux_shadow" => self == Self::AmdShadow,
             _ if usual && self.is_shadowed() => program == "paging",
             Self::AmdSmp => [
                 "exit_log",
@@ -177,6 +179,9 @@ mod tests {
         for (suite, program, usual, wanted) in [
             (Suite::AmdShadow, "paging", true, true),
             (Suite::AmdShadow, "neighbours", true, false),
+            (Suite::AmdShadow, "linux_shadow", true, true),
+            (Suite::IntelShadow, "linux_shadow", false, false),
+            (Suite::Amd, "linux_shadow", true, false),
             (Suite::IntelShadow, "neighbours", false, true),
             (Suite::Amd, "neighbours", true, true),
             (Suite::Amd61, "host", false, false),

@@ -347,3 +347,170 @@ fn place(queue: &mut Queue, wish: &Wish, event_idx: bool, memory: &Memory) -> Re
         false => Err(Broken::Queue("it is not in guest memory".into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::rig::{Rig, SIZE, rings};
+    use super::super::rng::Entropy;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rig() -> Rig {
+        Rig::new(Box::new(Entropy::default()))
+    }
+
+    #[test]
+    fn a_guest_finds_out_what_it_is() {
+        let mut rig = rig();
+        let page = rig.page.clone();
+        assert_eq!(page.get(r::MAGIC_VALUE), u32::from_le_bytes(*b"virt"));
+        assert_eq!([page.get(r::VERSION), page.get(r::DEVICE_ID)], [2, 4]);
+        assert_eq!(page.get(r::DEVICE_FEATURES), 3 << 28);
+        rig.write(r::DEVICE_FEATURES_SEL, 1);
+        assert_eq!(page.get(r::DEVICE_FEATURES), 1);
+        rig.write(r::DEVICE_FEATURES_SEL, 2);
+        assert_eq!(page.get(r::DEVICE_FEATURES), 0);
+        assert_eq!(page.get(r::QUEUE_SIZE_MAX), 64);
+        rig.write(r::QUEUE_SEL, 1);
+        assert_eq!(page.get(r::QUEUE_SIZE_MAX), 0, "there is no second queue");
+        assert_eq!(page.get(r::SHM[0]), u32::MAX);
+        // Registers are written whole, and those that say something cannot be written.
+        rig.transport.write(r::QUEUE_SEL, &[0]);
+        assert_eq!(page.get(r::QUEUE_SIZE_MAX), 0);
+        rig.write(r::MAGIC_VALUE, 0);
+        rig.write(r::DEVICE_ID, 1);
+        assert_eq!(page.get(r::DEVICE_ID), 4);
+    }
+
+    #[test]
+    fn features_that_were_not_offered_are_refused() {
+        for (select, features) in [(0, 1), (0, 1 << 27), (1, 2), (1, 1 << 31), (2, 1)] {
+            let mut rig = rig();
+            rig.write(r::STATUS, 3);
+            rig.write(r::DRIVER_FEATURES_SEL, 1);
+            rig.write(r::DRIVER_FEATURES, 1);
+            rig.write(r::DRIVER_FEATURES_SEL, select);
+            rig.write(r::DRIVER_FEATURES, features | u32::from(select == 1));
+            rig.write(r::STATUS, 11);
+            assert_eq!(rig.page.get(r::STATUS), 3, "{select} {features:#x}");
+            rig.write(r::STATUS, 15);
+            assert!(!rig.transport.is_running());
+        }
+        // Nor does a driver get on that does not know version 1.
+        let mut rig = rig();
+        rig.write(r::STATUS, 11);
+        assert_eq!(rig.page.get(r::STATUS), 3);
+    }
+
+    #[test]
+    fn a_queue_that_cannot_be_there_breaks_the_device() {
+        let [table, available, used] = rings(0);
+        let size = u32::from(SIZE);
+        for (size, table, available, used) in [
+            (0, table, available, used),
+            (3, table, available, used),
+            (128, table, available, used),
+            (65_536 + 16, table, available, used),
+            (size, table + 8, available, used),
+            (size, table, available + 1, used),
+            (size, table, available, used + 2),
+            (size, 0, available, used),
+            (size, table, available, crate::layout::EXIT_PAGE),
+            (size, crate::layout::VIRTIO, available, used),
+            (size, table, u64::MAX - 1, used),
+            (size, super::super::rig::MEMORY - 16, available, used),
+        ] {
+            let mut rig = Rig::running(Box::new(Entropy::default()), 0);
+            rig.write(r::STATUS, 0);
+            rig.write(r::DRIVER_FEATURES_SEL, 1);
+            rig.write(r::DRIVER_FEATURES, 1);
+            rig.write(r::STATUS, 11);
+            rig.write(r::QUEUE_SIZE, size);
+            for (register, address) in [
+                (r::QUEUE_DESC, table),
+                (r::QUEUE_DRIVER, available),
+                (r::QUEUE_DEVICE, used),
+            ] {
+                rig.write(register, address as u32);
+                rig.write(register + 4, (address >> 32) as u32);
+            }
+            rig.write(r::QUEUE_READY, 1);
+            assert!(
+                rig.is_broken(),
+                "{size} {table:#x} {available:#x} {used:#x}"
+            );
+            assert_eq!(rig.page.get(r::QUEUE_READY), 0);
+            rig.write(r::STATUS, 15);
+            assert!(!rig.transport.is_running());
+            rig.set_up(0);
+        }
+    }
+
+    #[test]
+    fn a_reset_in_the_middle_forgets_all() {
+        let mut rig = Rig::running(Box::new(Entropy::default()), 0);
+        rig.request(0, &[(super::super::rig::BUFFERS, 8, true)]);
+        rig.write(r::STATUS, 0);
+        assert_eq!(rig.page.get(r::STATUS), 0);
+        assert_eq!(rig.page.get(r::QUEUE_READY), 0);
+        rig.kick();
+        assert!(rig.used(0).is_empty());
+        rig.set_up(0);
+        rig.request(0, &[(super::super::rig::BUFFERS, 8, true)]);
+        rig.kick();
+        assert_eq!(rig.used(0), [(0, 8)]);
+        let requests = rig
+            .figures
+            .requests
+            .load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(requests, 1);
+    }
+
+    #[test]
+    fn a_driver_that_wants_no_interrupt_gets_none() {
+        use vm_memory::Bytes;
+        let mut rig = Rig::running(Box::new(Entropy::default()), 0);
+        let flags = GuestAddress(rings(0)[1]);
+        for (flag, interrupts) in [(1_u16, 0), (0, 1)] {
+            rig.memory.write_obj(flag, flags).unwrap();
+            rig.request(0, &[(super::super::rig::BUFFERS, 8, true)]);
+            rig.kick();
+            assert_eq!((rig.used(0).len(), rig.interrupts()), (1, interrupts));
+        }
+        assert_eq!(rig.page.get(r::INTERRUPT_STATUS), r::USED_BUFFER);
+        rig.write(r::INTERRUPT_ACK, r::USED_BUFFER);
+        assert_eq!(rig.page.get(r::INTERRUPT_STATUS), 0);
+        // By event index: not before the one that is named.
+        let mut rig = Rig::running(Box::new(Entropy::default()), EVENT_IDX);
+        let event = GuestAddress(rings(0)[1] + 4 + 2 * u64::from(SIZE));
+        rig.memory.write_obj(1_u16, event).unwrap();
+        for interrupts in [0, 1] {
+            rig.request(0, &[(super::super::rig::BUFFERS, 8, true)]);
+            rig.kick();
+            assert_eq!((rig.used(0).len(), rig.interrupts()), (1, interrupts));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_access_is_taken(accesses in prop::collection::vec(
+            (0_u64..0x140, prop::collection::vec(any::<u8>(), 0..9), any::<bool>()), 0..80,
+        )) {
+            let mut rig = Rig::running(Box::new(Entropy::default()), EVENT_IDX);
+            for (offset, mut data, whole) in accesses {
+                if whole {
+                    data.resize(4, 0);
+                }
+                let offset = if whole { offset & !3 } else { offset };
+                if rig.transport.write(offset, &data) == Effect::Kick {
+                    rig.kick();
+                }
+                rig.page.read(offset, &mut [0; 8]);
+            }
+            rig.set_up(EVENT_IDX);
+            rig.request(0, &[(super::super::rig::BUFFERS, 8, true)]);
+            rig.kick();
+            prop_assert_eq!(rig.used(0), [(0, 8)]);
+        }
+    }
+}

@@ -6,11 +6,14 @@
 //! reads as memory, without an exit ([`registers`]). What the guest writes into them comes as an exit; a
 //! kick need not, where a device has a thread of its own ([`worker`]).
 
+pub mod block;
 pub mod build;
 pub mod chain;
 pub mod console;
 pub mod mmio;
 pub mod registers;
+#[cfg(test)]
+pub(crate) mod rig;
 pub mod rings;
 #[cfg(test)]
 pub(crate) mod rig;

@@ -22,6 +22,8 @@ pub(crate) struct Cost {
     /// Why there are no figures.
     pub(crate) error: Option<String>,
     pub(crate) figures: Option<Figures>,
+    /// How often it was booted before, and stood still in the lab.
+    pub(crate) stood_still: u32,
 }
 
 /// Its figures.
@@ -109,6 +111,7 @@ impl Cost {
             way,
             cmdline: way.cmdline(),
             error: said.as_ref().err().cloned(),
+            stood_still: said.as_ref().map_or(0, |reading| reading.stood_still),
             figures,
         }
     }
@@ -280,6 +283,7 @@ pub(super) mod tests {
                 file: 4 << 20,
             },
             lines: 2,
+            stood_still: 0,
             counts: Some(Counts {
                 exits: rows(&[
                     (0x14, false, 56),

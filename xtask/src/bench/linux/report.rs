@@ -55,6 +55,18 @@ impl Report {
         failed.chain(self.unmeasured.iter().cloned()).collect()
     }
 
+    /// Boots that had to be made again, a line each.
+    fn repeated(&self) -> Vec<String> {
+        let of = self.boots.iter().filter(|cost| cost.stood_still > 0);
+        of.map(|cost| {
+            format!(
+                "{}: took too long in the lab and was booted again, {}×: see docs/bench.md, boots that stand still",
+                cost.name, cost.stood_still
+            )
+        })
+        .collect()
+    }
+
     /// For a terminal; so many keys of each kind for each VMM.
     pub(crate) fn text(&self, top: usize) -> String {
         let mut out = self.method.join("\n") + "\n\n";
@@ -78,6 +90,9 @@ impl Report {
             out += "\naims\n";
             let rows: Vec<_> = self.aims.iter().map(aim_cells).collect();
             out += &aligned(&rows);
+        }
+        for line in self.repeated() {
+            let _ = writeln!(out, "{line}");
         }
         for line in self.complaints() {
             let _ = writeln!(out, "not measured: {line}");
@@ -109,6 +124,9 @@ impl Report {
                 &["aim", "measured", "at most", ""].map(str::to_owned),
                 &rows,
             );
+        }
+        for line in self.repeated() {
+            let _ = write!(out, "\n{line}\n");
         }
         for line in self.complaints() {
             let _ = write!(out, "\nNot measured: {line}\n");

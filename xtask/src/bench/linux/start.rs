@@ -43,8 +43,6 @@ pub(crate) fn measure(exitvisor: &Path, guest: &Guest<'_>) -> anyhow::Result<Sta
         let words = way.boot(&programs, guest, false).words;
         let (program, args) = words.split_first().context("nothing to start")?;
         let mut step = Step::new(program).args(args);
-        // As in the lab, whose kernel gives large pages without being asked.
-        step = step.args(["--pages", "thp"]);
         step = step.args(["--until", "reset", "--format", "json", "--output"]);
         let output = step.arg(&profile).output()?;
         if number(output.status) != 0 {

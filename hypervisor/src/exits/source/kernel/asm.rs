@@ -29,6 +29,10 @@ pub(super) enum Reg {
     R6,
     R7,
     R8,
+    R9,
+    /// The top of the program's own stack: what lies below it (an offset that has wrapped) is its to
+    /// use, at most 512 bytes.
+    R10,
 }
 
 /// The width of a load or store.
@@ -96,6 +100,10 @@ pub(super) enum Helper {
     /// The thread group's id in the upper half, the thread's in the lower: those of the initial
     /// PID namespace.
     GetCurrentPidTgid = 14,
+    /// Copies from the process's own memory, where it is present; not 0 if it is not (from 5.5 on).
+    ProbeReadUser = 112,
+    /// Copies from the kernel's memory, likewise.
+    ProbeReadKernel = 113,
     /// Sends a signal to the current thread (from 5.6 on).
     SendSignalThread = 117,
 }
@@ -111,11 +119,19 @@ pub(super) enum Map {
     Culprits,
     /// Durations.
     Histogram,
+    /// What only the programs see.
+    Private,
 }
 
 impl Map {
     /// All of them, in the order of their descriptors.
-    pub(super) const ALL: [Self; 4] = [Self::Ledger, Self::Marks, Self::Culprits, Self::Histogram];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Ledger,
+        Self::Marks,
+        Self::Culprits,
+        Self::Histogram,
+        Self::Private,
+    ];
 }
 
 /// Descriptors of the maps, in the order of [`Map::ALL`].
@@ -187,7 +203,7 @@ impl Asm {
 
     /// An offset as an instruction holds it.
     fn offset(&mut self, offset: usize) -> i16 {
-        i16::try_from(offset).unwrap_or_else(|_| {
+        i16::try_from(offset.cast_signed()).unwrap_or_else(|_| {
             self.misfit
                 .get_or_insert_with(|| format!("offset {offset:#x} does not fit"));
             0
@@ -342,7 +358,7 @@ mod tests {
     use super::*;
     use Reg::{R0, R1};
 
-    const FDS: MapFds = [3, 4, 5, 6];
+    const FDS: MapFds = [3, 4, 5, 6, 7];
 
     #[test]
     fn instructions_are_those_of_the_kernel() {

@@ -4,7 +4,7 @@
 //! They are kept per vCPU in a table with open addressing: a slot, a key, an instruction pointer and a
 //! count each. One that finds no room is tried again without its instruction pointer; then it is
 //! counted by its slot alone. So a slot's counts always add up to its exits. Those that tell the
-//! guest's ticks have places without an instruction pointer from the start, so that a full table
+//! guest's ticks, and the host's, have places without an instruction pointer from the start, so that a full table
 //! cannot hide them.
 
 use std::sync::atomic::AtomicU64;
@@ -47,17 +47,24 @@ pub(super) const fn io(kvm: KvmKind) -> u64 {
     }
 }
 
-/// What tells the guest's ticks.
+/// What tells the guest's ticks, and what comes as time goes by.
 fn seeds(kvm: KvmKind) -> impl Iterator<Item = u64> {
     let word = |slot, key: u64| slot | what::USED | what::KEYED | key << what::KEY_SHIFT;
     let msrs = [TSC_DEADLINE, X2APIC_EOI].map(|msr| word(msr_write(kvm), msr));
     let ports = TICKING_PORTS.map(|port| word(io(kvm), port));
-    msrs.into_iter().chain(ports)
+    // What comes from anywhere: the host's interrupts, and windows.
+    let anywhere: &[u64] = match kvm {
+        KvmKind::Amd => &[slots::SVM_INTR, slots::SVM_VINTR, slots::SVM_NMI],
+        KvmKind::Intel => &[7, 8, slots::VMX_PREEMPTION_TIMER],
+        _ => &[],
+    };
+    let anywhere = anywhere.iter().map(|slot| slot | what::USED);
+    msrs.into_iter().chain(ports).chain(anywhere)
 }
 
 /// A place in a block, as an index of words.
 const fn word_of(place: usize) -> usize {
-    (layout::FIRST_PLACE + (place << layout::PLACE_SHIFT)) / 8
+    (layout::FIRST_PLACE + place * layout::PLACE) / 8
 }
 
 /// A block in which nothing has happened.
@@ -82,7 +89,10 @@ pub(super) fn collect(kvm: KvmKind, block: &[AtomicU64], pending: u64) -> Vec<Cu
         let count = word(at + layout::PLACE_COUNT / 8);
         if count > 0 {
             found.push(Culprit {
-                site: site(kvm, word(at), word(at + layout::PLACE_RIP / 8)),
+                site: Site {
+                    caller: Some(word(at + layout::PLACE_CALLER / 8)).filter(|&caller| caller != 0),
+                    ..site(kvm, word(at), word(at + layout::PLACE_RIP / 8))
+                },
                 count,
                 ns: word(at + layout::PLACE_NS / 8),
             });

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::asm::{Insn, Map, MapFds, opcode};
 
 /// Descriptors for programs that are only read.
-pub(super) const FDS: MapFds = [100, 101, 102, 103];
+pub(super) const FDS: MapFds = [100, 101, 102, 103, 104];
 
 /// The program, a line per instruction, jump targets marked.
 pub(super) fn disassemble(program: &[Insn]) -> String {
@@ -62,12 +62,17 @@ fn one(at: usize, insn: &Insn) -> String {
     } else {
         format!("r{src}")
     };
-    let memory = |base| format!("{width}[r{base} + {:#x}]", insn.off);
+    let memory = |base| match insn.off {
+        0.. => format!("{width}[r{base} + {:#x}]", insn.off),
+        _ => format!("{width}[r{base} - {:#x}]", insn.off.unsigned_abs()),
+    };
     let op = insn.code & 0xF0;
     match (insn.code, insn.code & opcode::CLASS) {
         (opcode::CALL, _) => match insn.imm {
             5 => "call ktime_get_ns".to_owned(),
             14 => "call get_current_pid_tgid".to_owned(),
+            112 => "call probe_read_user".to_owned(),
+            113 => "call probe_read_kernel".to_owned(),
             117 => "call send_signal_thread".to_owned(),
             other => format!("call {other}"),
         },

@@ -6,9 +6,12 @@
 //!            the table of threads  {pid_tgid: u64, header offset: u32, vCPU: u32} × 4096
 //!            the tail              stray events
 //! marks      64 bytes per vCPU     the mark: u64
+//!            64 bytes              where guest RAM lies in the process,
+//!                                  and the guest's kernel in its address space
 //! culprits   a block per vCPU      without room, without a key: a count per slot each; then
-//!                                  {what: u64, rip: u64, count: u64, nanoseconds: u64} × 4108
+//!                                  {what, rip, count, nanoseconds, caller: u64 each} × 4108
 //! histogram  64 KiB per vCPU       32 buckets per slot
+//! private    64 bytes per vCPU     where KVM keeps the vCPU, and where its stack was last
 //! ```
 //!
 //! There are records for a power of two of vCPUs, so that a masked index is in bounds, which the
@@ -74,6 +77,8 @@ pub(super) mod header {
     pub(in super::super) const EARLY: usize = 64;
     /// Offset of the open exit's culprit from the first block's first; [`super::NO_PLACE`] if none.
     pub(in super::super) const OPEN_PLACE: usize = 72;
+    /// Who called where the last exit was, while its key is not known yet; 0 if that is not known.
+    pub(in super::super) const PENDING_CALLER: usize = 80;
 }
 
 /// The table of threads: its length, and an entry's size as a shift.
@@ -103,6 +108,34 @@ pub(super) mod mark {
 /// A mark's size, as a shift: a cache line, so that vCPUs do not disturb each other.
 pub(super) const MARK_SHIFT: u32 = 6;
 
+/// Behind the marks: what is told of the guest.
+pub(super) mod ram {
+    /// The process's address of guest-physical 0, and of what would be guest-physical 0 if RAM above the
+    /// device hole began there; 0 if there is none.
+    pub(in super::super) const LOW: usize = 0;
+    pub(in super::super) const HIGH: usize = 8;
+    /// Where its kernel's code lies, and that of its start: first address and length.
+    pub(in super::super) const TEXT: usize = 16;
+    pub(in super::super) const INIT: usize = 32;
+    pub(in super::super) const SIZE: usize = 64;
+}
+
+/// A vCPU's part of what only programs see: its size, as a shift, and offsets in it.
+pub(super) const PRIVATE_SHIFT: u32 = 6;
+pub(super) mod private {
+    /// KVM's `struct kvm_vcpu`; 0 if it is not known.
+    pub(in super::super) const VCPU: usize = 0;
+    /// By which CR3 the stack was found last.
+    pub(in super::super) const CR3: usize = 8;
+    /// Its page's number, linear; 0 if there is none.
+    pub(in super::super) const PAGE: usize = 16;
+    /// Where in the process the entry lies that maps it, and what it said.
+    pub(in super::super) const ENTRY_AT: usize = 24;
+    pub(in super::super) const ENTRY: usize = 32;
+    /// Where in the process the page lies.
+    pub(in super::super) const HOST: usize = 40;
+}
+
 /// What a culprit is, in a word: the slot, flags, and from [`what::KEY_SHIFT`] on the key.
 pub(super) mod what {
     /// The slot.
@@ -131,18 +164,19 @@ pub(super) const UPPER_HALF: u64 = 1 << (HOME_BITS - 1);
 pub(super) const PROBES: usize = 12;
 /// Places in all: the last home's probes need no wrapping.
 pub(super) const PLACES: usize = (1 << HOME_BITS) + PROBES;
-/// A place's size, as a shift, and the offsets of its numbers (what it is stands at 0; 0 if free).
-pub(super) const PLACE_SHIFT: u32 = 5;
+/// A place's size, and the offsets of its numbers (what it is stands at 0; 0 if free).
+pub(super) const PLACE: usize = 40;
 pub(super) const PLACE_RIP: usize = 8;
 pub(super) const PLACE_COUNT: usize = 16;
 pub(super) const PLACE_NS: usize = 24;
+pub(super) const PLACE_CALLER: usize = 32;
 /// Where in a block the counts without room begin, by slot; and those whose key nobody told.
 pub(super) const NO_ROOM: usize = 0;
 pub(super) const NO_KEY: usize = 2048;
 /// Where in a block the places begin.
 pub(super) const FIRST_PLACE: usize = 4096;
 /// A block's size.
-pub(super) const BLOCK: usize = FIRST_PLACE + (PLACES << PLACE_SHIFT);
+pub(super) const BLOCK: usize = (FIRST_PLACE + PLACES * PLACE).next_multiple_of(64);
 /// No culprit's offset.
 pub(super) const NO_PLACE: u64 = u64::MAX;
 /// What spreads culprits over homes: 2^32 divided by the golden ratio, its complement (Knuth, TAOCP
@@ -154,7 +188,8 @@ pub(super) const SPREAD_RIP: u64 = 0x7F4A_7C15;
 /// apart, and so high that pages of 2 MiB do.
 pub(super) const SPREAD_SHIFT: u32 = 28;
 
-/// The first place where a culprit may be.
+/// The first place where a culprit may be; `rip` is the instruction pointer, plus the caller's if there is
+/// one.
 pub(super) const fn home(what: u64, rip: u64) -> usize {
     let spread = what
         .wrapping_mul(SPREAD)
@@ -204,7 +239,16 @@ impl Sizes {
     }
 
     pub(super) const fn marks(self) -> usize {
+        self.ram() + ram::SIZE
+    }
+
+    /// Offset of what is told of guest RAM, behind the marks.
+    pub(super) const fn ram(self) -> usize {
         self.records << MARK_SHIFT
+    }
+
+    pub(super) const fn private(self) -> usize {
+        self.records << PRIVATE_SHIFT
     }
 
     pub(super) const fn culprits(self) -> usize {
@@ -213,7 +257,7 @@ impl Sizes {
 
     /// Offset of the last culprit of all from the first.
     pub(super) const fn last_place(self) -> u64 {
-        (self.culprits() - FIRST_PLACE - (1 << PLACE_SHIFT)) as u64
+        (self.culprits() - BLOCK + (PLACES - 1) * PLACE) as u64
     }
 
     pub(super) const fn histogram(self) -> usize {
@@ -223,7 +267,9 @@ impl Sizes {
 
 const _: () = {
     assert!(SLOTS << ROW_SHIFT <= RECORD);
-    assert!(header::OPEN_PLACE + 8 <= 1 << HEADER_SHIFT);
+    assert!(header::PENDING_CALLER + 8 <= 1 << HEADER_SHIFT);
+    assert!(private::HOST + 8 <= 1 << PRIVATE_SHIFT);
+    assert!(ram::INIT + 16 <= ram::SIZE);
     // Records are whole pages: no byte of the host's shares one with them.
     assert!(RECORD.is_multiple_of(4096));
     assert!(row::MAX_NS + 8 <= 1 << ROW_SHIFT);

@@ -3,6 +3,8 @@
 
 mod asm;
 mod bpf;
+mod btf;
+mod callers;
 pub mod culprits;
 #[cfg(test)]
 mod disasm;
@@ -23,19 +25,22 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 pub use culprits::Culprit;
 pub use error::{EnlistError, KernelLedgerError};
 pub use slots::SLOTS;
 
 use exit_abi::reason::Reason;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use bpf::{Mapping, Program};
-use layout::{Sizes, header, row};
+use layout::{Sizes, header, ram, row};
 use programs::enlisting;
 
 use crate::exits::rate::Rate;
+use crate::layout as guest_layout;
+use crate::memory::Memory;
 use crate::profile::KvmKind;
 
 /// How many buckets a histogram has: bucket n counts durations from 2^n ns to below 2^(n+1) ns
@@ -217,6 +222,8 @@ pub struct KernelLedger {
     /// Two threads with one place in the table must not both find it free.
     enlisting: Mutex<()>,
     attached: Vec<Attached>,
+    /// Why callers are not looked for.
+    no_callers: Option<String>,
 }
 
 impl KernelLedger {
@@ -280,6 +287,42 @@ impl KernelLedger {
             Ok(_) => Err(EnlistError::NoSuchVcpu(vcpu)),
             Err(error) => Err(EnlistError::Refused(error)),
         }
+    }
+
+    /// Tells where in this process guest RAM lies, before the vCPUs run that have it. It stays there while
+    /// they do.
+    pub(crate) fn tell_memory(&self, memory: &Memory) {
+        let base = |start: u64| {
+            let host = memory.get_host_address(GuestAddress(start)).ok()?;
+            Some((host as u64).wrapping_sub(start))
+        };
+        let words = self.marks.words();
+        for (offset, start) in [(ram::LOW, 0), (ram::HIGH, guest_layout::HOLE_END)] {
+            if let Some(word) = words.get((self.sizes.ram() + offset) / 8) {
+                word.store(base(start).unwrap_or(0), Relaxed);
+            }
+        }
+        self.tell_code((callers::KERNEL, callers::KERNEL_SIZE), (0, 0));
+    }
+
+    /// Tells where the guest's kernel has its code, and that of its start, once that is known: first
+    /// address and length. Until then whatever lies where a kernel does is taken for code.
+    pub(crate) fn tell_code(&self, text: (u64, u64), init: (u64, u64)) {
+        let words = self.marks.words();
+        for (offset, (start, length)) in [(ram::TEXT, text), (ram::INIT, init)] {
+            let at = (self.sizes.ram() + offset) / 8;
+            if let Some([first, second]) = words.get(at..at + 2) {
+                // Nothing is taken for code while the two do not belong together.
+                second.store(0, Relaxed);
+                first.store(start, Relaxed);
+                second.store(length, Release);
+            }
+        }
+    }
+
+    /// Why it is not known who called the function that an exit came from; `None` if it is looked for.
+    pub fn no_callers(&self) -> Option<&str> {
+        self.no_callers.as_deref()
     }
 
     /// Says whose exit the vCPU's next entry closes. No system call.

@@ -8,6 +8,7 @@ use exit_abi::reason::Reason;
 
 use super::asm::{Asm, Insn, Map, MapFds};
 use super::bpf::{self, ArrayMap, Kind, Program};
+use super::callers;
 use super::culprits;
 use super::error::KernelLedgerError as Error;
 use super::format::Field;
@@ -29,11 +30,16 @@ pub(super) fn open(options: &Options) -> Result<KernelLedger, Error> {
         KvmKind::Intel | KvmKind::Amd => options.level,
     };
     let tracefs = Tracefs::find(options.tracefs)?;
+    let (callers, no_callers) = match callers::how(kvm, level) {
+        Ok(callers) => (Some(callers), None),
+        Err(why) => (None, Some(why)),
+    };
     let vm = Vm {
         tgid: whoami()?,
         vcpus,
         sizes: Sizes::of(vcpus),
         ram: ram(options.memory),
+        callers,
     };
     let plans = if kvm == KvmKind::Software {
         emulated(&tracefs, &vm)?
@@ -65,6 +71,7 @@ pub(super) fn open(options: &Options) -> Result<KernelLedger, Error> {
         enlister,
         enlisting: Mutex::new(()),
         attached,
+        no_callers,
     })
 }
 
@@ -74,6 +81,7 @@ struct Maps {
     marks: ArrayMap,
     culprits: ArrayMap,
     histogram: Option<ArrayMap>,
+    private: ArrayMap,
 }
 
 impl Maps {
@@ -87,6 +95,7 @@ impl Maps {
                 Level::Histogram => Some(create(sizes.histogram())?),
                 Level::Counts | Level::Cycles => None,
             },
+            private: create(sizes.private())?,
         };
         let fill = |map: &ArrayMap, words: &[u64]| {
             map.fill(words)
@@ -100,6 +109,7 @@ impl Maps {
             Some(&maps.ledger),
             Some(&maps.culprits),
             maps.histogram.as_ref(),
+            Some(&maps.private),
         ];
         for map in frozen.into_iter().flatten() {
             map.freeze().map_err(Error::Freeze)?;
@@ -115,6 +125,7 @@ impl Maps {
                 Map::Marks => Some(&self.marks),
                 Map::Culprits => Some(&self.culprits),
                 Map::Histogram => self.histogram.as_ref(),
+                Map::Private => Some(&self.private),
             };
             map.map_or(-1, ArrayMap::as_raw_fd)
         })

@@ -8,12 +8,13 @@ use exit_abi::reason::Reason;
 
 use super::Level;
 use super::asm::{Asm, Helper, If, Label, Map, Op, Reg, Width};
+use super::callers::{self, Callers};
 use super::format::Field;
-use super::layout::{self, Sizes, header, mark, row, thread, what};
+use super::layout::{self, Sizes, header, mark, private, row, thread, what};
 use super::slots::{self, OTHER, SLOTS};
 use crate::profile::KvmKind;
 
-use Reg::{R0, R1, R2, R3, R4, R5, R6, R7, R8};
+use Reg::{R0, R1, R2, R3, R4, R5, R6, R7, R8, R9};
 
 /// Whose vCPUs are counted.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,8 @@ pub(super) struct Vm {
     pub(super) sizes: Sizes,
     /// Where its RAM above 1 MiB lies.
     pub(super) ram: Ram,
+    /// How callers are found, if they are.
+    pub(super) callers: Option<Callers>,
 }
 
 /// Guest RAM above 1 MiB, by pages: first, and the one after the last. Its pages are told apart by 2 MiB,
@@ -69,7 +72,7 @@ pub(super) struct ExitFields {
 }
 
 /// Loads a field of the record at `R6`. Its size has been checked.
-fn load_field(asm: &mut Asm, dst: Reg, field: Field) {
+pub(super) fn load_field(asm: &mut Asm, dst: Reg, field: Field) {
     let width = Width::of(field.size).unwrap_or(Width::D);
     asm.load(width, dst, R6, field.offset);
 }
@@ -300,12 +303,21 @@ fn header_of_thread(asm: &mut Asm, vm: &Vm, dst: Reg) {
 pub(super) fn entry(vm: &Vm, level: Level) -> Asm {
     let mut asm = Asm::new();
     let (out, own, booked) = (asm.label(), asm.label(), asm.label());
+    if vm.callers.is_some() {
+        asm.op(Op::Move, R7, R1);
+    }
     asm.call(Helper::GetCurrentPidTgid);
     thread_place(&mut asm, vm);
     asm.load(Width::D, R1, R2, thread::ID);
     asm.jump_if(If::NotEq, R1, R0, out);
     // R6 = the vCPU's header
     header_of_thread(&mut asm, vm, R6);
+    if vm.callers.is_some() {
+        // The first argument is KVM's vCPU.
+        asm.load(Width::D, R7, R7, 0);
+        private_of(&mut asm, R2, R6, layout::HEADER_SHIFT);
+        asm.store(Width::D, R2, private::VCPU, R7);
+    }
     asm.map_value(R1, Map::Ledger, vm.sizes.headers());
     asm.op(Op::Add, R6, R1);
 
@@ -495,7 +507,10 @@ pub(super) fn event(vm: &Vm, event: &Event) -> Asm {
     }
     block_of(&mut asm, R3, layout::HEADER_SHIFT);
     key(&mut asm, vm, event.key);
-    enter(&mut asm, event.timed);
+    if vm.callers.is_some() {
+        asm.load(Width::D, R9, R7, header::PENDING_CALLER);
+    }
+    enter(&mut asm, event.timed, vm.callers.is_some());
     asm.place(out);
     asm.finish_with(0);
 
@@ -571,6 +586,25 @@ fn page(asm: &mut Asm, vm: &Vm) {
     asm.op(Op::Or, R1, R8);
 }
 
+/// `dst` = the vCPU's part of what only programs see, from its number times 2^`shift`. Destroys R1.
+pub(super) fn private_of(asm: &mut Asm, dst: Reg, offset: Reg, shift: u32) {
+    asm.op(Op::Move, dst, offset);
+    asm.op_imm(Op::ShiftRight, dst, (shift - layout::PRIVATE_SHIFT).into());
+    asm.map_value(R1, Map::Private, 0);
+    asm.op(Op::Add, dst, R1);
+}
+
+/// As what a culprit is tried to be entered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Try {
+    /// With everything.
+    Caller,
+    /// Without who called.
+    Place,
+    /// Without its place.
+    Key,
+}
+
 /// `R3` = the vCPU's block, from its number times 2^`shift`. Destroys R1.
 fn block_of(asm: &mut Asm, offset: Reg, shift: u32) {
     const { assert!(layout::BLOCK.is_multiple_of(64)) };
@@ -592,6 +626,9 @@ fn culprit(asm: &mut Asm, vm: &Vm, kvm: KvmKind, level: Level, fields: &ExitFiel
         asm.label(),
         asm.label(),
     );
+    if let Some(how) = &vm.callers {
+        callers::find(asm, vm, how, fields.rip);
+    }
     block_of(asm, R3, layout::RECORD_SHIFT);
     asm.load(Width::D, R1, R7, header::PENDING);
     asm.jump_if_imm(If::NotEq, R1, 0, flush);
@@ -704,6 +741,9 @@ fn culprit(asm: &mut Asm, vm: &Vm, kvm: KvmKind, level: Level, fields: &ExitFiel
     asm.op_imm(Op::Or, R8, what::USED);
     asm.store(Width::D, R7, header::PENDING, R8);
     asm.store(Width::D, R7, header::PENDING_RIP, R2);
+    if vm.callers.is_some() {
+        asm.store(Width::D, R7, header::PENDING_CALLER, R9);
+    }
     if level >= Level::Cycles {
         asm.store_imm(Width::D, R7, header::OPEN_PLACE, layout::NO_PLACE);
     }
@@ -723,7 +763,7 @@ fn culprit(asm: &mut Asm, vm: &Vm, kvm: KvmKind, level: Level, fields: &ExitFiel
     asm.op(Op::Move, R1, R8);
     asm.op_imm(Op::Or, R1, what::USED);
     asm.place(found);
-    enter(asm, level >= Level::Cycles);
+    enter(asm, level >= Level::Cycles, vm.callers.is_some());
     asm.place(done);
 }
 
@@ -742,18 +782,31 @@ fn port(asm: &mut Asm, info: Field, is_in: impl Fn(&mut Asm)) {
 }
 
 /// Counts the culprit in `R1`, from the place in the guest in `R2`, in the block at `R3`; if it is to be
-/// timed, says so in the header at `R7`.
-fn enter(asm: &mut Asm, timed: bool) {
+/// timed, says so in the header at `R7`. With callers, who called is in `R9`, or 0: one for which there is no
+/// room is tried again without.
+fn enter(asm: &mut Asm, timed: bool, callers: bool) {
     let (known, new, done) = (asm.label(), asm.label(), asm.label());
-    for is_last in [false, true] {
-        if is_last {
-            asm.op_imm(Op::Move, R2, 0);
+    let tries: &[Try] = match callers {
+        true => &[Try::Caller, Try::Place, Try::Key],
+        false => &[Try::Place, Try::Key],
+    };
+    for &which in tries {
+        let next_try = asm.label();
+        let is_last = which == Try::Key;
+        match which {
+            Try::Caller => asm.jump_if_imm(If::Eq, R9, 0, next_try),
+            Try::Place if callers => asm.op_imm(Op::Move, R9, 0),
+            Try::Place => {}
+            Try::Key => asm.op_imm(Op::Move, R2, 0),
         }
         // R5 = the first place, as `layout::home` has it
         asm.op(Op::Move, R4, R1);
         asm.op_imm(Op::Mul, R4, layout::SPREAD);
         if !is_last {
             asm.op(Op::Move, R5, R2);
+            if which == Try::Caller {
+                asm.op(Op::Add, R5, R9);
+            }
             asm.op_imm(Op::Mul, R5, layout::SPREAD_RIP);
             asm.op(Op::Add, R4, R5);
         }
@@ -763,7 +816,7 @@ fn enter(asm: &mut Asm, timed: bool) {
         asm.jump_if_imm(If::Test, R1, what::LARGE, lower);
         asm.op_imm(Op::Or, R4, layout::UPPER_HALF);
         asm.place(lower);
-        asm.op_imm(Op::ShiftLeft, R4, layout::PLACE_SHIFT.into());
+        asm.op_imm(Op::Mul, R4, layout::PLACE as u64);
         asm.op(Op::Move, R5, R3);
         asm.op(Op::Add, R5, R4);
         for _ in 0..layout::PROBES {
@@ -771,13 +824,20 @@ fn enter(asm: &mut Asm, timed: bool) {
             asm.load(Width::D, R0, R5, layout::FIRST_PLACE);
             asm.jump_if(If::NotEq, R0, R1, other);
             asm.load(Width::D, R0, R5, layout::FIRST_PLACE + layout::PLACE_RIP);
-            asm.jump_if(If::Eq, R0, R2, known);
+            if callers {
+                asm.jump_if(If::NotEq, R0, R2, next);
+                asm.load(Width::D, R0, R5, layout::FIRST_PLACE + layout::PLACE_CALLER);
+                asm.jump_if(If::Eq, R0, R9, known);
+            } else {
+                asm.jump_if(If::Eq, R0, R2, known);
+            }
             asm.jump(next);
             asm.place(other);
             asm.jump_if_imm(If::Eq, R0, 0, new);
             asm.place(next);
-            asm.op_imm(Op::Add, R5, 1 << layout::PLACE_SHIFT);
+            asm.op_imm(Op::Add, R5, layout::PLACE as u64);
         }
+        asm.place(next_try);
     }
     asm.op_imm(Op::And, R1, what::SLOT);
     asm.op_imm(Op::ShiftLeft, R1, 3);
@@ -790,6 +850,9 @@ fn enter(asm: &mut Asm, timed: bool) {
     asm.place(new);
     asm.store(Width::D, R5, layout::FIRST_PLACE, R1);
     asm.store(Width::D, R5, layout::FIRST_PLACE + layout::PLACE_RIP, R2);
+    if callers {
+        asm.store(Width::D, R5, layout::FIRST_PLACE + layout::PLACE_CALLER, R9);
+    }
     asm.place(known);
     asm.increment(R5, layout::FIRST_PLACE + layout::PLACE_COUNT, R1);
     if timed {
@@ -839,6 +902,11 @@ pub(super) fn enlist(vm: &Vm) -> Asm {
     asm.op_imm(Op::ShiftLeft, R4, layout::HEADER_SHIFT.into());
     asm.map_value(R3, Map::Ledger, vm.sizes.headers());
     asm.op(Op::Add, R3, R4);
+    if vm.callers.is_some() {
+        private_of(&mut asm, R5, R4, layout::HEADER_SHIFT);
+        asm.store_imm(Width::D, R5, private::VCPU, 0);
+        asm.store_imm(Width::D, R5, private::PAGE, 0);
+    }
 
     // The former thread's place may have become another vCPU's.
     let forgotten = asm.label();

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use exit_abi::reason::Reason;
 
-use super::asm::{Asm, Map, MapFds, Reg, Width};
+use super::asm::{Asm, Helper, Map, MapFds, Reg, Width};
 use super::bpf::{ArrayMap, Kind, Mapping, Program};
+use super::callers::Callers;
 use super::culprits;
 use super::disasm::{FDS, disassemble};
 use super::format::Field;
@@ -96,7 +97,273 @@ fn vm(tgid: u32, vcpus: u32) -> Vm {
         vcpus,
         sizes: Sizes::of(vcpus),
         ram: RAM,
+        callers: None,
     }
+}
+
+/// The same VM, with callers; what KVM has of its vCPU is this process's.
+fn with_callers(vm: Vm) -> Vm {
+    Vm {
+        callers: Some(Callers {
+            vmcb: 24,
+            read: Helper::ProbeReadUser,
+        }),
+        ram: Ram {
+            low: (0x100, Stage::PAGES as u64),
+            high: (0, 0),
+        },
+        ..vm
+    }
+}
+
+/// KVM's vCPU, its VMCB, and a guest's RAM, as the programs look at them.
+struct Stage {
+    vcpu: [u64; 8],
+    vmcb: Vec<u64>,
+    ram: Vec<u64>,
+}
+
+impl Stage {
+    const PAGES: usize = 512;
+    const CR3: usize = 0x550;
+    const RSP: usize = 0x5D8;
+    /// Where a stack is, and where its last page is mapped to; the page before is at the end of RAM, the one
+    /// behind is not there.
+    const STACK: u64 = 0xFFFF_C900_0000_4000;
+
+    fn new() -> Box<Self> {
+        let mut stage = Box::new(Self {
+            vcpu: [0; 8],
+            vmcb: vec![0; 0x800 / 8],
+            ram: vec![0; Self::PAGES * 512],
+        });
+        stage.vcpu[3] = stage.vmcb.as_ptr() as u64;
+        for (at, value) in [
+            (0x1000 + 0x192 * 8, 0x2000),
+            (0x2000, 0x3000),
+            (0x3000, 0x4000),
+            (0x4000 + 3 * 8, (Self::PAGES as u64 - 1) << 12),
+            (0x4000 + 4 * 8, 0x9000),
+            // 2 MiB, 1 GiB.
+            (0x3000 + 8, 0x80),
+            (0x2000 + 8, 0x80),
+        ] {
+            stage.set(at, value | 0x8000_0000_0000_0063);
+        }
+        stage.vmcb[Self::CR3 / 8] = 0x1005;
+        stage
+    }
+
+    fn set(&mut self, at: u64, value: u64) {
+        self.ram[at as usize / 8] = value;
+    }
+
+    fn stack(&mut self, rsp: u64) {
+        self.vmcb[Self::RSP / 8] = rsp;
+    }
+}
+
+/// A rig whose vCPU 0 is a stage's.
+fn staged(rig: &Rig, stage: &Stage) {
+    let base = rig.vm.sizes.ram() / 8;
+    rig.marks.words()[base].store(stage.ram.as_ptr() as u64, Relaxed);
+    let text = [
+        (layout::ram::TEXT, 0xFFFF_FFFF_8100_0000),
+        (layout::ram::TEXT + 8, 0x20_0000),
+        (layout::ram::INIT, 0xFFFF_FFFF_8200_0000),
+        (layout::ram::INIT + 8, 0x1000),
+    ];
+    for (offset, value) in text {
+        rig.marks.words()[base + offset / 8].store(value, Relaxed);
+    }
+    assert_eq!(rig.enlist(0, enlisting::ENLIST), enlisting::DONE);
+    let entry = rig.load(programs::entry(&rig.vm, Level::Cycles));
+    entry
+        .run(&[std::ptr::from_ref(&stage.vcpu) as u64])
+        .unwrap();
+}
+
+/// In a kernel's text: where an exit is, and who calls it.
+const INSTRUCTION: u64 = 0xFFFF_FFFF_8123_4567;
+const CALLER: u64 = 0xFFFF_FFFF_8111_2222;
+
+#[test]
+fn callers_are_on_the_stack() {
+    let Some(mut rig) = Rig::new("callers_are_on_the_stack", 1) else {
+        return;
+    };
+    rig.vm = with_callers(rig.vm);
+    let mut stage = Stage::new();
+    staged(&rig, &stage);
+    let exit = rig.load(programs::exit(&rig.vm, KvmKind::Amd, Level::Cycles, &EXIT));
+    let msr = rig.load(programs::event(&rig.vm, &MSR));
+    let mut before = rig.culprits(0, KvmKind::Amd);
+    let mut caller = |stage: &Stage, rip: u64| -> Option<u64> {
+        // The exits are those of a machine that looks at this memory now.
+        std::hint::black_box(stage);
+        exit.run(&exit_at(rip, slots::SVM_IOIO, [0x80 << 16, 0], 0))
+            .unwrap();
+        let after = rig.culprits(0, KvmKind::Amd);
+        let is_new = |c: &&(Site, u64)| !before.contains(c);
+        let (site, _) = *after.iter().find(is_new).unwrap();
+        assert_eq!(site.rip, Some(rip));
+        before = after;
+        site.caller
+    };
+
+    // At once, behind what was saved, and too far away.
+    stage.stack(Stage::STACK);
+    assert_eq!(caller(&stage, INSTRUCTION), None, "nothing is there");
+    stage.set(0x9000, CALLER);
+    assert_eq!(caller(&stage, INSTRUCTION), Some(CALLER));
+    // Code of the start, a module's, data, an error.
+    for (word, is_code) in [
+        (0xFFFF_FFFF_8200_0FFF, true),
+        (0xFFFF_FFFF_8200_1000, false),
+        (0xFFFF_FFFF_C000_1234, true),
+        (0xFFFF_FFFF_8120_0000, false),
+        (0xFFFF_8880_0000_1234, false),
+        (0xFFFF_FFFF_FFFF_FFEA, false),
+    ] {
+        stage.set(0x9000, word);
+        assert_eq!(
+            caller(&stage, INSTRUCTION),
+            is_code.then_some(word),
+            "{word:#x}"
+        );
+    }
+    stage.set(0x9000 + 7 * 8, CALLER + 1);
+    assert_eq!(caller(&stage, INSTRUCTION), Some(CALLER + 1));
+    stage.stack(Stage::STACK + 8);
+    assert_eq!(caller(&stage, INSTRUCTION), Some(CALLER + 1));
+    assert_eq!(caller(&stage, 0x40_0000), None, "user space");
+    // The page has moved.
+    stage.set(0xA008, CALLER + 2);
+    stage.set(0x4000 + 4 * 8, 0xA001);
+    assert_eq!(caller(&stage, INSTRUCTION), Some(CALLER + 2));
+    // Up to the end of a page, and of RAM, and no further.
+    stage.stack(Stage::STACK - 8);
+    stage.set((Stage::PAGES as u64) * 0x1000 - 8, CALLER + 3);
+    assert_eq!(caller(&stage, INSTRUCTION), Some(CALLER + 3));
+    stage.stack(Stage::STACK - 7);
+    assert_eq!(caller(&stage, INSTRUCTION), None);
+    // Large pages.
+    stage.stack(Stage::STACK - 0x4000 + 0x20_0000 + 0x9038);
+    assert_eq!(caller(&stage, INSTRUCTION), Some(CALLER + 1));
+    stage.stack(Stage::STACK - 0x4000 + 0x4000_0000 + 0x9038);
+    assert_eq!(caller(&stage, INSTRUCTION), Some(CALLER + 1));
+    // Not mapped, not canonical, five levels.
+    for rsp in [
+        Stage::STACK + 0x1000,
+        Stage::STACK ^ 1 << 62,
+        0x40_0000,
+        0,
+        u64::MAX,
+    ] {
+        stage.stack(rsp);
+        assert_eq!(caller(&stage, INSTRUCTION), None, "{rsp:#x}");
+    }
+    stage.stack(Stage::STACK + 8);
+    assert_eq!(caller(&stage, INSTRUCTION), Some(CALLER + 2));
+    stage.vmcb[0x548 / 8] = 1 << 12;
+    assert_eq!(caller(&stage, INSTRUCTION), None);
+    stage.vmcb[0x548 / 8] = 0;
+
+    // One whose key comes later, and one whose key came before.
+    let write = exit_at(INSTRUCTION, slots::SVM_MSR, [1, 0], 0);
+    let site = |caller| Site {
+        caller: Some(caller),
+        ..site(32, Some((AskKind::MsrWrite, 0x6E0)), INSTRUCTION)
+    };
+    exit.run(&write).unwrap();
+    msr.run(&[1, 0x6E0]).unwrap();
+    rig.set_header(0, header::OPEN_NS, header::CLOSED);
+    msr.run(&[1, 0x6E0]).unwrap();
+    exit.run(&write).unwrap();
+    let found = rig.culprits(0, KvmKind::Amd);
+    assert!(found.contains(&(site(CALLER + 2), 2)), "{found:?}");
+    rig.check_sums(0, KvmKind::Amd);
+    // The next vCPU has no stack yet.
+    assert_eq!(rig.enlist(0, enlisting::ENLIST), enlisting::DONE);
+    let mut before = found;
+    exit.run(&exit_at(INSTRUCTION, slots::SVM_IOIO, [0x70 << 16, 0], 0))
+        .unwrap();
+    let mut after = rig.culprits(0, KvmKind::Amd);
+    after.retain(|c| !before.contains(c));
+    assert_eq!(after.len(), 1);
+    assert_eq!(after[0].0.caller, None);
+    before.clear();
+}
+
+#[test]
+fn any_tables_and_any_stack_end_in_a_count() {
+    let Some(mut rig) = Rig::new("any_tables_and_any_stack_end_in_a_count", 1) else {
+        return;
+    };
+    rig.vm = with_callers(rig.vm);
+    let mut stage = Stage::new();
+    staged(&rig, &stage);
+    let exit = rig.load(programs::exit(&rig.vm, KvmKind::Amd, Level::Cycles, &EXIT));
+    // A fixed sequence (Knuth's MMIX generator): entries that point at tables, at themselves, beyond
+    // RAM, nowhere.
+    let mut state = 1_u64;
+    let mut random = move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        state >> 11
+    };
+    const EXITS: u64 = 20_000;
+    for n in 0..EXITS {
+        let page = random() % (Stage::PAGES as u64 + 16);
+        let entry = page << 12 | random() & 0xFF;
+        let entry = if n % 7 == 0 {
+            entry << (random() % 40)
+        } else {
+            entry
+        };
+        let table = 1 + random() % 8;
+        for index in [0, 3, 4, 0x192, 0x1FF] {
+            stage.set((table << 12) + index * 8, entry);
+        }
+        let rsp = [Stage::STACK, u64::MAX - 7, 0x8000_0000_0000, 1 << 63][random() as usize % 4];
+        stage.stack(rsp.wrapping_add(random() % 0x40).wrapping_sub(0x20));
+        stage.vmcb[Stage::CR3 / 8] = match n % 5 {
+            0 => random() << (random() % 50),
+            _ => table << 12,
+        };
+        std::hint::black_box(&stage);
+        exit.run(&exit_at(INSTRUCTION, slots::SVM_IOIO, [0x80 << 16, 0], 0))
+            .unwrap();
+    }
+    rig.check_sums(0, KvmKind::Amd);
+    assert_eq!(rig.row(0, slots::SVM_IOIO as usize, row::EXITS), EXITS);
+}
+
+#[test]
+fn a_flood_of_callers_is_counted_without_them() {
+    let Some(mut rig) = Rig::new("a_flood_of_callers_is_counted_without_them", 1) else {
+        return;
+    };
+    rig.vm = with_callers(rig.vm);
+    let mut stage = Stage::new();
+    staged(&rig, &stage);
+    let exit = rig.load(programs::exit(&rig.vm, KvmKind::Amd, Level::Cycles, &EXIT));
+    stage.stack(Stage::STACK);
+    const EXITS: u64 = 6000;
+    for n in 0..EXITS {
+        stage.set(0x9000, CALLER + 5 * n);
+        std::hint::black_box(&stage);
+        exit.run(&exit_at(INSTRUCTION, slots::SVM_IOIO, [0x80 << 16, 0], 0))
+            .unwrap();
+    }
+    rig.check_sums(0, KvmKind::Amd);
+    let found = rig.culprits(0, KvmKind::Amd);
+    let known = found
+        .iter()
+        .filter(|(site, _)| site.caller.is_some())
+        .count();
+    assert!((1000..EXITS as usize).contains(&known), "{known}");
 }
 
 #[test]
@@ -115,7 +382,17 @@ fn programs_read() {
             "exit_vmx_cycles",
             programs::exit(&vm, KvmKind::Intel, Level::Cycles, &EXIT),
         ),
+        (
+            "exit_svm_callers",
+            programs::exit(&with_callers(vm), KvmKind::Amd, Level::Cycles, &EXIT),
+        ),
         ("entry_cycles", programs::entry(&vm, Level::Cycles)),
+        (
+            "entry_callers",
+            programs::entry(&with_callers(vm), Level::Cycles),
+        ),
+        ("msr_callers", programs::event(&with_callers(vm), &MSR)),
+        ("enlist_callers", programs::enlist(&with_callers(vm))),
         ("entry_histogram", programs::entry(&vm, Level::Histogram)),
         ("msr", programs::event(&vm, &MSR)),
         ("page_fault", programs::event(&vm, &PAGE_FAULT)),
@@ -151,7 +428,7 @@ struct Rig {
     marks: Mapping,
     culprits: Mapping,
     histogram: Mapping,
-    _maps: [ArrayMap; 4],
+    _maps: [ArrayMap; 5],
 }
 
 impl Rig {
@@ -173,6 +450,7 @@ impl Rig {
             map(vm.sizes.marks()),
             map(vm.sizes.culprits()),
             map(vm.sizes.histogram()),
+            map(vm.sizes.private()),
         ];
         maps[0].fill(&open::fresh_records(vm.sizes)).unwrap();
         maps[2]
@@ -590,6 +868,7 @@ fn a_record_is_cleared_and_no_other() {
                 header::OPEN_ROW,
                 header::PENDING,
                 header::PENDING_RIP,
+                header::PENDING_CALLER,
                 header::OPEN_PLACE,
             ];
             let open = open.map(|offset| first + offset / 8);
@@ -865,7 +1144,7 @@ fn a_home_is_where_the_program_looks() {
     let word = |at: usize| rig.culprits.words()[at / 8].load(Acquire);
     let mut found = 0;
     for place in 0..layout::PLACES {
-        let at = layout::FIRST_PLACE + (place << layout::PLACE_SHIFT);
+        let at = layout::FIRST_PLACE + place * layout::PLACE;
         let (what, rip) = (word(at), word(at + layout::PLACE_RIP));
         if what != 0 {
             let home = layout::home(what, rip);
