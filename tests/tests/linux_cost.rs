@@ -19,12 +19,7 @@ fn boot(test: &str, arguments: &str, options: &[&str]) -> Option<Profile> {
 
 /// The same with another initramfs.
 #[track_caller]
-fn boot_with(
-    test: &str,
-    initramfs: &Path,
-    arguments: &str,
-    options: &[&str],
-) -> Option<Profile> {
+fn boot_with(test: &str, initramfs: &Path, arguments: &str, options: &[&str]) -> Option<Profile> {
     let guest = guest(test)?;
     let cmdline = format!("console=ttyS0 reboot=k panic=-1 rdinit=/init {arguments} -- idle");
     let standard = [

@@ -218,7 +218,6 @@ impl Com1 {
     pub fn take_seen(&mut self) -> Vec<Label> {
         self.uart.writer_mut().take_seen()
     }
-
 }
 
 /// The registers from this offset in the page on.

@@ -93,7 +93,12 @@ impl Described {
 
 /// Describes the machine and writes the descriptions into guest memory.
 pub fn describe(memory: &Memory, machine: &Machine<'_>) -> Result<Described, PlatformError> {
-    let acpi = acpi::tables(machine.cpus, machine.irqchip, machine.console, machine.devices)?;
+    let acpi = acpi::tables(
+        machine.cpus,
+        machine.irqchip,
+        machine.console,
+        machine.devices,
+    )?;
     for table in acpi.all() {
         memory
             .write_slice(&table.bytes, GuestAddress(table.address))

@@ -14,9 +14,9 @@ pub mod mmio;
 pub mod registers;
 #[cfg(test)]
 pub(crate) mod rig;
-pub mod rings;
 #[cfg(test)]
 pub(crate) mod rig;
+pub mod rings;
 pub mod rng;
 pub mod slot;
 pub mod worker;

@@ -81,7 +81,9 @@ impl Bench {
         let &(_, len) = used.first()?;
         let mut bytes = vec![0; len as usize];
         let memory = &self.rig.memory;
-        memory.read_slice(&mut bytes, GuestAddress(BUFFERS)).unwrap();
+        memory
+            .read_slice(&mut bytes, GuestAddress(BUFFERS))
+            .unwrap();
         Some(bytes)
     }
 }
@@ -188,7 +190,10 @@ fn the_window_is_in_the_configuration() {
     // The guest's opinion of it does not matter, of whatever width.
     for width in [1, 2, 4, 8] {
         for at in [0, 1, 3, 4, 8, 11, 12, 0xEFF] {
-            bench.rig.transport.write(r::CONFIG + at, &[0xFF; 8][..width]);
+            bench
+                .rig
+                .transport
+                .write(r::CONFIG + at, &[0xFF; 8][..width]);
         }
     }
     assert_eq!(size(&bench), 43 << 16 | 132);
