@@ -104,9 +104,9 @@ fn a_virtio_console_costs_no_more_than_its_budget() {
     };
     let fixed = fixed(&profile);
     assert!(fixed <= 3_000, "{fixed} exits");
-    // The whole log came: by 16 bytes at most, and no interrupt for each.
+    // The whole log came: a line by two kicks, for /init prints it, and without an interrupt for each.
     let console = &profile.devices[0];
     assert!(console.from_guest > 15_000, "{console:?}");
-    assert!(console.from_guest <= 16 * console.kicks, "{console:?}");
+    assert!((400..=700).contains(&console.kicks), "{console:?}");
     assert!(console.interrupts <= 30, "{console:?}");
 }
