@@ -14,8 +14,6 @@ pub mod mmio;
 pub mod registers;
 #[cfg(test)]
 pub(crate) mod rig;
-#[cfg(test)]
-pub(crate) mod rig;
 pub mod rings;
 pub mod rng;
 pub mod slot;
