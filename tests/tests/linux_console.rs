@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use nix::pty::{Winsize, openpty};
 use nix::sys::signal::Signal;
 
 /// The arguments that boot Debian's 6.1 with the console's drivers, and with what its /init is to do.
-fn options(kernel: &PathBuf, initramfs: &PathBuf, cmdline: &str) -> Vec<String> {
+fn options(kernel: &Path, initramfs: &Path, cmdline: &str) -> Vec<String> {
     let all = [
         "--kernel",
         arg(kernel),
