@@ -11,7 +11,7 @@ use crate::config::{
     self, Config, ConfigError, Console, CpuCount, Devices, Ledger, MemorySize, NamedLayout,
     OnReset, TimeLimit,
 };
-use crate::devices::serial::Registers;
+use crate::devices::console::Way;
 use crate::devices::virtio::block;
 use crate::error::Error;
 use crate::exits::hypercall::Wish;
@@ -367,10 +367,12 @@ pub struct VmArgs {
     /// that are wired, which saves Linux exits (auto: this for Linux)
     #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
     pub irqchip: irqchip::Wish,
-    /// How the console, COM1, is reached: ports (two exits a byte), or page (memory that is read
-    /// without an exit: one a byte; Linux is told where by its command line)
+    /// How the console is reached: ports (COM1, two exits a byte), page (COM1 in memory that is read
+    /// without an exit: one a byte) or virtio (Linux's hvc0: one for up to 16 bytes). Linux is told by
+    /// its command line
     #[arg(long, value_enum, value_name = "HOW", default_value = "ports")]
-    pub console: Registers,
+    #[arg(hide_possible_values = true)]
+    pub console: Way,
     /// Give the guest a disk (virtio): a raw file or a block device, locked against other VMs; can be
     /// repeated
     #[arg(long, value_name = "FILE[,ro][,serial=TEXT]", value_parser = config::disk)]
@@ -533,7 +535,7 @@ impl VmArgs {
                 tracefs: self.tracefs,
             },
             irqchip: self.irqchip,
-            com1: self.console,
+            way: self.console,
             devices: Devices {
                 disks: self.disk,
                 rng: self.rng,

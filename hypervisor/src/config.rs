@@ -9,7 +9,7 @@ use exit_abi::reason::Edition;
 use thiserror::Error;
 
 use crate::boot::Protocol;
-use crate::devices::serial::Registers;
+use crate::devices::console::Way;
 use crate::devices::virtio::block;
 use crate::exits::hypercall::Wish;
 use crate::exits::source::kernel::Level;
@@ -385,8 +385,8 @@ pub struct Config {
     pub kernel_ledger: KernelWish,
     /// Which interrupt controllers the machine has.
     pub irqchip: irqchip::Wish,
-    /// Where COM1's registers are.
-    pub com1: Registers,
+    /// How the guest reaches its console.
+    pub way: Way,
     /// Which virtio devices it has.
     pub devices: Devices,
     /// How hypercalls are to arrive.

@@ -24,11 +24,12 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::absent;
-use crate::devices::console::Console;
+use crate::devices::console::{Console, Output};
 use crate::devices::control::{Cause, Control};
 use crate::devices::pci::EmptyBus;
 use crate::devices::ports::{Ports, Request};
 use crate::devices::serial::Com1;
+use crate::devices::virtio::console::Terminal;
 use crate::devices::virtio::slot::Set;
 use crate::exits::books::{Asks, Books, Figures, Scratch};
 use crate::exits::gate::{self, Gate, GateKind, Gates, Oracle, Slots, Step};
@@ -80,6 +81,10 @@ pub struct Shared {
     pub hypercalls: Mechanism,
     /// The snapshots.
     pub milestones: Milestones,
+    /// Where the guest's console goes.
+    pub output: Output,
+    /// What a person does at a console that is a virtio device.
+    pub terminal: Option<Arc<Terminal>>,
     /// COM1.
     pub com1: Mutex<Com1>,
     /// COM1's registers are a page.

@@ -24,12 +24,13 @@ use crate::boot::linux::{self, HandOver};
 use crate::boot::pvh::{self, Module};
 use crate::boot::{Entry, Protocol, arguments};
 use crate::config::{Config, Console as ConsoleTarget};
-use crate::devices::console::Console;
+use crate::devices::console::{Console, Output, Way};
 use crate::devices::control::Control;
 use crate::devices::pci::EmptyBus;
-use crate::devices::serial::{Com1, Registers};
+use crate::devices::serial::Com1;
 use crate::devices::status_page::{Slot, StatusPage};
 use crate::devices::virtio;
+use crate::devices::virtio::console::Terminal;
 use crate::devices::virtio::slot::Placed;
 use crate::error::{Error, host as host_error, kvm as kvm_error};
 use crate::exits::books::Books;
@@ -50,7 +51,7 @@ use crate::platform::{self, Machine, irqchip};
 use crate::profile::{KvmKind, SourceInfo};
 use crate::symbols::files::SymbolsError;
 use crate::vcpu::{Shared, Vcpu};
-use crate::{host, layout, symbols};
+use crate::{host, layout, symbols, terminal};
 
 /// A file that was loaded: hashed after the run, so that hashing costs the boot nothing.
 pub struct Loaded {
@@ -267,7 +268,7 @@ fn load(
         timer_hz: told.timer_hz,
         resets: told.resets,
         exit_page: told.exit_page,
-        com1: config.com1,
+        console: config.way,
         devices: told.devices,
     };
     let described = platform::describe(memory, &machine)?;
@@ -437,6 +438,16 @@ fn exit_page(
     Ok(Some(page))
 }
 
+/// Where the guest's console goes, and what is looked for there.
+fn output(config: &Config, linux: bool, control: &Arc<Control>) -> Result<Output, Error> {
+    let out = console_file(config.console).map_err(host_error("duplicate the console"))?;
+    let console = Console::new(out, control.clone()).looking_for(config.milestones.patterns());
+    Ok(match linux {
+        true => console.listening().into(),
+        false => console.into(),
+    })
+}
+
 /// Makes the page of COM1's registers.
 fn status_page(kvm: &Kvm, vm: &VmFd, control: &Arc<Control>) -> Result<StatusPage, Error> {
     if !Slot::is_possible(vm) {
@@ -490,7 +501,7 @@ pub fn build(
         return Err(refuse_linux(config));
     }
     let cmdline = match linux {
-        true => arguments::with(&config.cmdline, config.com1),
+        true => arguments::with(&config.cmdline, config.way),
         false => config.cmdline.clone(),
     };
     let marks = marks(config, held, behind.as_ref().unwrap_or(&image), entry)?;
@@ -507,7 +518,16 @@ pub fn build(
     memory::give_to_kvm(&fd, &memory)?;
     let wish = config.hypercall.of(linux, config.cpus.get());
     let hypercalls = prepare(&fd, kind, wish)?;
-    let devices = virtio::build::devices(config, held)?;
+
+    let control = Arc::new(Control::new().map_err(host_error("make an event descriptor"))?);
+    let output = output(config, linux, &control)?;
+    let listening = Arc::new(AtomicBool::new(false));
+    let terminal = (config.way == Way::Virtio)
+        .then(|| Arc::new(Terminal::new(terminal::size(), listening.clone())));
+    let console = terminal
+        .as_ref()
+        .map(|t| virtio::console::Console::new(output.clone(), t.clone(), control.clone()));
+    let devices = virtio::build::devices(config, held, console)?;
     let pins = irqchip::pins(devices.len());
     let irqchip = irqchip::create(&fd, config.irqchip, linux, pins)?;
     let ioapic = match irqchip {
@@ -521,21 +541,15 @@ pub fn build(
     }
     let exit_page = exit_page(config, &fd, &kernel, resets)?;
 
-    let control = Arc::new(Control::new().map_err(host_error("make an event descriptor"))?);
     let line = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event descriptor"))?;
     fd.register_irqfd(&line, layout::COM1_GSI)
         .map_err(kvm_error("an interrupt line for COM1"))?;
-    let out = console_file(config.console).map_err(host_error("duplicate the console"))?;
-    let listening = Arc::new(AtomicBool::new(false));
-    let console = Console::new(out, control.clone()).looking_for(config.milestones.patterns());
-    let console = match linux {
-        true => console.listening(),
-        false => console,
-    };
-    let com1 = Com1::new(line, console, listening.clone());
-    let com1 = match config.com1 {
-        Registers::Ports => com1,
-        Registers::Page => com1.with_page(status_page(&kvm, &fd, &control)?),
+    let com1 = match config.way {
+        Way::Ports => Com1::new(line, output.clone(), listening.clone()),
+        Way::Page => Com1::new(line, output.clone(), listening.clone())
+            .with_page(status_page(&kvm, &fd, &control)?),
+        // It prints, for who comes before the device's driver; nobody types there.
+        Way::Virtio => Com1::new(line, output.clone(), Arc::default()),
     };
     let query_log = match config.log_queries {
         true => {
@@ -631,9 +645,11 @@ pub fn build(
         gates,
         hypercalls,
         milestones: Milestones::new(boot.names).awaiting(config.milestones.awaited()),
+        output,
+        terminal,
         com1: Mutex::new(com1),
         empty_bus: (linux && arguments::has_empty_bus(&cmdline)).then(EmptyBus::default),
-        has_status_page: config.com1 == Registers::Page,
+        has_status_page: config.way == Way::Page,
         ioapic,
         devices,
         control,

@@ -40,6 +40,33 @@ pub fn guest(test: &str) -> Option<Guest> {
     found
 }
 
+/// Initramfs whose `/init` loads the drivers of a virtio console first.
+pub struct Console {
+    /// For [`Guest::old`].
+    pub old: PathBuf,
+    /// For [`Guest::new`].
+    pub new: PathBuf,
+}
+
+/// Those, or a word on why there are none.
+pub fn console(test: &str) -> Option<Console> {
+    let file = |name| std::env::var_os(name).map(PathBuf::from);
+    let found = || {
+        Some(Console {
+            old: file("EXITVISOR_HVC0_6_1")?,
+            new: file("EXITVISOR_HVC0_6_12")?,
+        })
+    };
+    let found = found();
+    if found.is_none() {
+        skip(
+            test,
+            "hvc0's drivers are there in the labs: cargo xtask test --on amd-lab",
+        );
+    }
+    found
+}
+
 impl Guest {
     /// Boots a kernel and profiles it.
     #[track_caller]

@@ -93,6 +93,11 @@ impl Live {
         }
     }
 
+    /// What it has printed on standard output so far.
+    pub fn printed(&self) -> String {
+        self.stdout.so_far()
+    }
+
     /// Its process identifier.
     pub fn id(&self) -> u32 {
         self.child.id()

@@ -74,3 +74,36 @@ fn input_comes_by_the_page() {
     let run = finish(child).expect_status(0);
     assert_eq!(run.stdout.trim_end(), text);
 }
+
+/// COM1 prints all the same, but nobody types there.
+#[test]
+fn a_guest_that_knows_no_virtio_prints() {
+    needs_kvm!("a_guest_that_knows_no_virtio_prints");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("profile.json");
+    let image = guest("power");
+    let args = ["run", "--kernel", arg(&image), "--console", "virtio"];
+    let rest = [
+        "--cmdline",
+        "3",
+        "--timeout",
+        "1s",
+        "--format",
+        "json",
+        "--output",
+        arg(&file),
+    ];
+    let mut child = command(&[&args[..], &rest].concat())
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It would power off.
+    child.stdin.take().unwrap().write_all(b"p").unwrap();
+    let run = finish(child).expect_status(TIMEOUT);
+    assert_eq!(run.stdout, "ready\n");
+    let json = std::fs::read_to_string(&file).unwrap();
+    let profile: Profile = serde_json::from_str(&json).unwrap();
+    let console = profile.devices.first().unwrap();
+    assert_eq!((console.name.as_str(), console.gsi), ("console0", 5));
+    assert_eq!((console.exits, console.from_guest), (0, 0));
+}

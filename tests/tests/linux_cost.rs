@@ -4,13 +4,22 @@
 // Helpers stop a test as its own assertions do.
 #![allow(clippy::unwrap_used)]
 
-use black_box::linux::guest;
+use std::path::Path;
+
+use black_box::linux::{console, guest};
 use black_box::{arg, run};
 use exitvisor::profile::Profile;
 
 /// Debian's 6.1 to user space, nothing armed, with these arguments and options.
 #[track_caller]
 fn boot(test: &str, arguments: &str, options: &[&str]) -> Option<Profile> {
+    let initramfs = guest(test)?.initramfs;
+    boot_with(test, &initramfs, arguments, options)
+}
+
+/// The same with another initramfs.
+#[track_caller]
+fn boot_with(test: &str, initramfs: &Path, arguments: &str, options: &[&str]) -> Option<Profile> {
     let guest = guest(test)?;
     let cmdline = format!("console=ttyS0 reboot=k panic=-1 rdinit=/init {arguments} -- idle");
     let standard = [
@@ -18,7 +27,7 @@ fn boot(test: &str, arguments: &str, options: &[&str]) -> Option<Profile> {
         "--kernel",
         arg(&guest.old),
         "--initrd",
-        arg(&guest.initramfs),
+        arg(initramfs),
         "--memory",
         "256M",
         "--cmdline",
@@ -81,4 +90,23 @@ fn a_console_by_page_halves_that() {
     };
     let fixed = fixed(&profile);
     assert!(fixed <= 22_000, "{fixed} exits");
+}
+
+/// Up to a line that /init prints when the kernel's log has left; drivers in the initramfs.
+#[test]
+fn a_virtio_console_costs_no_more_than_its_budget() {
+    let test = "a_virtio_console_costs_no_more_than_its_budget";
+    let Some(initramfs) = console(test) else {
+        return;
+    };
+    let Some(profile) = boot_with(test, &initramfs.old, "", &["--console", "virtio"]) else {
+        return;
+    };
+    let fixed = fixed(&profile);
+    assert!(fixed <= 3_000, "{fixed} exits");
+    // The whole log came: a line by two kicks, for /init prints it, and without an interrupt for each.
+    let console = &profile.devices[0];
+    assert!(console.from_guest > 15_000, "{console:?}");
+    assert!((400..=700).contains(&console.kicks), "{console:?}");
+    assert!(console.interrupts <= 30, "{console:?}");
 }

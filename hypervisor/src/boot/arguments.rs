@@ -1,7 +1,7 @@
 //! What Linux is told on its command line because there is no other way to tell it: which of a PC's
 //! devices this machine has not.
 
-use crate::devices::serial::Registers;
+use crate::devices::console::Way;
 use crate::layout;
 
 /// The console on COM1's page, before its address.
@@ -27,26 +27,43 @@ pub const ARGUMENTS: &[(&str, &str)] = &[
          `pci=off` it only complains, `quiet` or not, at 138 exits",
     ),
     (
-        "8250.nr_uarts=1",
+        ONE_UART,
         "COM1 is the only serial port; without this Linux looks for COM2 to COM4",
+    ),
+    (
+        NO_UART,
+        "with `--console virtio`, in place of the one above: COM1 only prints what comes before the \
+         device's driver (`earlyprintk=ttyS0`); without this Linux looks for it, and finds it",
     ),
 ];
 
+/// What says that there is no UART to drive.
+const NO_UART: &str = "8250.nr_uarts=0";
+/// What says that there is one.
+const ONE_UART: &str = "8250.nr_uarts=1";
+
 /// The command line of a Linux: the user's, with the arguments before it that the user has not.
 /// Where COM1 is a page, the console on it is named by its address, by which Linux has it from the first
-/// line on; what follows a comma (`console=ttyS0,115200`) stays. As it is where there is no room.
-pub fn with(cmdline: &str, com1: Registers) -> String {
+/// line on; what follows a comma (`console=ttyS0,115200`) stays. Where it is a virtio device, it is called
+/// hvc0. As it is where there is no room.
+pub fn with(cmdline: &str, way: Way) -> String {
     let name = |argument: &str| argument.split('=').next().map(str::to_owned);
     // What follows `--` is for init.
     let words = || cmdline.split_whitespace().take_while(|word| *word != "--");
+    let other = match way {
+        Way::Virtio => ONE_UART,
+        Way::Ports | Way::Page => NO_UART,
+    };
     let missing = ARGUMENTS
         .iter()
+        .filter(|(argument, _)| *argument != other)
         .map(|(argument, _)| (*argument).to_owned())
         .filter(|argument| !words().any(|word| name(word) == name(argument)));
     let mut whole: Vec<String> = missing.collect();
-    match com1 {
-        Registers::Ports => whole.extend((!cmdline.is_empty()).then(|| cmdline.to_owned())),
-        Registers::Page => whole.extend(with_page(cmdline)),
+    match way {
+        Way::Ports => whole.extend((!cmdline.is_empty()).then(|| cmdline.to_owned())),
+        Way::Page => whole.extend(with_page(cmdline)),
+        Way::Virtio => whole.extend(with_virtio(cmdline)),
     }
     let whole = whole.join(" ");
     match whole.len() < layout::CMDLINE_SIZE {
@@ -55,12 +72,33 @@ pub fn with(cmdline: &str, com1: Registers) -> String {
     }
 }
 
+/// The words of a command line, the kernel's and, from `--` on, those for init.
+fn words(cmdline: &str) -> (Vec<&str>, Vec<&str>) {
+    // By the blank: what is quoted stays as it is.
+    let mut words: Vec<&str> = cmdline.split(' ').filter(|word| !word.is_empty()).collect();
+    let end = words.iter().position(|word| *word == "--");
+    let for_init = words.split_off(end.unwrap_or(words.len()));
+    (words, for_init)
+}
+
+/// The words of a command line whose console is a virtio device.
+fn with_virtio(cmdline: &str) -> Vec<String> {
+    const HVC0: &str = "console=hvc0";
+    let (words, for_init) = words(cmdline);
+    let is_named = words.iter().any(|word| word.starts_with("console="));
+    let words = words.into_iter().map(|word| match com1_options(word) {
+        // They are a UART's: its speed.
+        Some(_) => HVC0,
+        None => word,
+    });
+    let added = (!is_named).then_some(HVC0);
+    let all = words.chain(added).chain(for_init);
+    all.map(str::to_owned).collect()
+}
+
 /// The words of a command line whose console is COM1's page.
 fn with_page(cmdline: &str) -> Vec<String> {
-    // By the blank: what is quoted stays as it is.
-    let words: Vec<&str> = cmdline.split(' ').filter(|word| !word.is_empty()).collect();
-    let end = words.iter().position(|word| *word == "--");
-    let (words, for_init) = words.split_at(end.unwrap_or(words.len()));
+    let (words, for_init) = words(cmdline);
     let mut words: Vec<String> = words.iter().map(|word| page_console(word)).collect();
     // Linux prints there as soon as it has read this word: what it has read of `quiet` must come before
     // it. The last console is `/dev/console`, so that no other is passed by.
@@ -76,13 +114,16 @@ fn with_page(cmdline: &str) -> Vec<String> {
     words
 }
 
+/// What follows the name of COM1 in a word that makes it a console.
+fn com1_options(word: &str) -> Option<&str> {
+    word.strip_prefix("console=ttyS0")
+        .filter(|options| options.is_empty() || options.starts_with(','))
+}
+
 /// A word of the command line; the console COM1 becomes the console on COM1's page
 /// (linux/Documentation/admin-guide/kernel-parameters.txt, `console=`).
 fn page_console(word: &str) -> String {
-    let options = word
-        .strip_prefix("console=ttyS0")
-        .filter(|options| options.is_empty() || options.starts_with(','));
-    match options {
+    match com1_options(word) {
         Some(options) => format!("{PAGE_CONSOLE}{:#x}{options}", layout::STATUS_PAGE),
         None => word.to_owned(),
     }
@@ -94,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_user_has_the_last_word() {
-        let with = |cmdline| with(cmdline, Registers::Ports);
+        let with = |cmdline| with(cmdline, Way::Ports);
         assert_eq!(with(""), "pci=conf1,noearly 8250.nr_uarts=1");
         assert_eq!(
             with("quiet -- pci=conf1"),
@@ -108,9 +149,34 @@ mod tests {
     }
 
     #[test]
+    fn the_virtio_console_is_hvc0() {
+        let with = |cmdline| {
+            let all = with(cmdline, Way::Virtio);
+            let own = all.strip_prefix("pci=conf1,noearly 8250.nr_uarts=0 ");
+            own.unwrap().to_owned()
+        };
+        for (given, told) in [
+            ("", "console=hvc0"),
+            ("quiet -- x", "quiet console=hvc0 -- x"),
+            ("console=ttyS0,115200 quiet", "console=hvc0 quiet"),
+            ("console=tty0 a", "console=tty0 a"),
+            ("console=hvc0 a", "console=hvc0 a"),
+            ("console=ttyS01", "console=ttyS01"),
+            (
+                "console=tty0  console=ttyS0 -- console=ttyS0",
+                "console=tty0 console=hvc0 -- console=ttyS0",
+            ),
+        ] {
+            assert_eq!(with(given), told, "{given}");
+        }
+        let own = super::with("8250.nr_uarts=4", Way::Virtio);
+        assert_eq!(own, "pci=conf1,noearly 8250.nr_uarts=4 console=hvc0");
+    }
+
+    #[test]
     fn the_console_on_a_page_is_named_by_its_address() {
         let with = |cmdline| {
-            let all = with(cmdline, Registers::Page);
+            let all = with(cmdline, Way::Page);
             let own = all
                 .strip_prefix("pci=conf1,noearly 8250.nr_uarts=1 ")
                 .unwrap();

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -17,7 +17,19 @@ const BUFFER: usize = 4096;
 /// How long a reader gets to take the last bytes of a run that is over.
 const LAST_CHANCE_MS: u8 = 200;
 
-/// A sink for the serial port's bytes.
+/// How the guest reaches its console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Way {
+    /// COM1 at ports: two exits a byte, one to see that the transmitter is empty.
+    #[default]
+    Ports,
+    /// COM1 in a page that the guest reads without an exit: one exit a byte.
+    Page,
+    /// A virtio device, Linux's hvc0: one exit for up to 16 bytes.
+    Virtio,
+}
+
+/// A sink for the bytes that a device is given to print.
 ///
 /// vm-superio flushes after each byte; that flush does nothing here. Bytes leave at a newline,
 /// when the buffer is full, and at [`Console::drain`], which the event loop calls when it is idle.
@@ -121,10 +133,70 @@ impl Write for Console {
     }
 }
 
+/// A console that several devices write to.
+#[derive(Clone)]
+pub struct Output(Arc<Mutex<Console>>);
+
+impl From<Console> for Output {
+    fn from(console: Console) -> Self {
+        Self(Arc::new(Mutex::new(console)))
+    }
+}
+
+impl Output {
+    fn lock(&self) -> MutexGuard<'_, Console> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has been seen since this was asked last.
+    pub fn take_seen(&self) -> Vec<Label> {
+        self.lock().take_seen()
+    }
+
+    /// Writes what is held back.
+    pub fn drain(&self) {
+        self.lock().drain();
+    }
+
+    /// The same, unless somebody is writing: a vCPU that waits for a slow reader has the console, and whoever
+    /// must not wait with it asks again.
+    pub fn try_drain(&self) {
+        match self.0.try_lock() {
+            Ok(mut console) => console.drain(),
+            Err(TryLockError::Poisoned(error)) => error.into_inner().drain(),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::{Read, Seek};
+
+    #[test]
+    fn who_must_not_wait_does_not() {
+        let file = tempfile::tempfile().unwrap();
+        let console = Console::new(file.try_clone().unwrap(), Arc::new(Control::new().unwrap()));
+        let mut output = Output::from(console);
+        output.write_all(b"held").unwrap();
+        let guard = output.0.lock().unwrap();
+        output.try_drain();
+        assert_eq!(file.metadata().unwrap().len(), 0);
+        drop(guard);
+        output.try_drain();
+        assert_eq!(file.metadata().unwrap().len(), 4);
+    }
 
     #[test]
     fn bytes_leave_by_line() {

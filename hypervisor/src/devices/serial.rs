@@ -11,7 +11,7 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::console::Console;
+use super::console::Output;
 use super::status_page::StatusPage;
 use crate::marks::Label;
 
@@ -51,19 +51,9 @@ impl Trigger for Line {
     }
 }
 
-/// Where COM1's registers are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Registers {
-    /// At ports: two exits a byte, one to see that the transmitter is empty.
-    #[default]
-    Ports,
-    /// In a page that the guest reads without an exit: one exit a byte.
-    Page,
-}
-
 /// COM1.
 pub struct Com1 {
-    uart: Serial<Line, NoEvents, Console>,
+    uart: Serial<Line, NoEvents, Output>,
     /// The guest wants to be interrupted by input: it reads the terminal.
     listening: Arc<AtomicBool>,
     /// It wants to be now.
@@ -77,7 +67,7 @@ pub struct Com1 {
 
 impl Com1 {
     /// A UART with this interrupt line and console; `listening` tells when the guest wants input.
-    pub fn new(line: EventFd, console: Console, listening: Arc<AtomicBool>) -> Self {
+    pub fn new(line: EventFd, console: Output, listening: Arc<AtomicBool>) -> Self {
         Self {
             uart: Serial::new(Line(line), console),
             listening,
@@ -228,11 +218,6 @@ impl Com1 {
     pub fn take_seen(&mut self) -> Vec<Label> {
         self.uart.writer_mut().take_seen()
     }
-
-    /// Writes out what the console holds back.
-    pub fn drain(&mut self) {
-        self.uart.writer_mut().drain();
-    }
 }
 
 /// The registers from this offset in the page on.
@@ -245,6 +230,7 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     use super::*;
+    use crate::devices::console::Console;
     use crate::devices::control::Control;
     use crate::devices::status_page::Place;
 
@@ -253,7 +239,7 @@ mod tests {
         let console = Console::new(tempfile::tempfile().unwrap(), control);
         let listening = Arc::new(AtomicBool::new(false));
         (
-            Com1::new(EventFd::new(0).unwrap(), console, listening.clone()),
+            Com1::new(EventFd::new(0).unwrap(), console.into(), listening.clone()),
             listening,
         )
     }
@@ -326,13 +312,13 @@ mod tests {
         let console = Console::new(file.try_clone().unwrap(), control.clone());
         let seen = Seen::default();
         let page = StatusPage::new(Box::new(seen.clone()), control).unwrap();
-        let com1 = Com1::new(EventFd::new(0).unwrap(), console, Arc::default());
+        let com1 = Com1::new(EventFd::new(0).unwrap(), console.into(), Arc::default());
         (com1.with_page(page), seen, file)
     }
 
     fn printed(com1: &mut Com1, file: &mut std::fs::File) -> String {
         use std::io::{Read, Seek};
-        com1.drain();
+        com1.uart.writer_mut().drain();
         let mut text = String::new();
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();

@@ -16,7 +16,7 @@ use exit_abi::port;
 
 use super::PlatformError;
 use super::irqchip::Kind;
-use crate::devices::serial::Registers;
+use crate::devices::console::Way;
 use crate::devices::virtio::slot::Placed;
 use crate::layout;
 
@@ -147,7 +147,7 @@ impl Place {
 pub fn tables(
     cpus: u32,
     irqchip: Kind,
-    com1: Registers,
+    console: Way,
     devices: &[Placed],
 ) -> Result<Tables, PlatformError> {
     let mut place = Place(layout::ACPI);
@@ -157,7 +157,7 @@ pub fn tables(
     let xsdt_at = place.take(xsdt(&[0, 0]).1);
     let facp_at = place.take(FADT::len() as u64);
     let apic = place.put("apic.dat", &madt(cpus, irqchip));
-    let dsdt = place.put("dsdt.dat", &dsdt(cpus, com1, devices));
+    let dsdt = place.put("dsdt.dat", &dsdt(cpus, console, devices));
 
     let place_at = |address, file, table: &dyn Aml| Place(address).put(file, table);
     let facp = place_at(facp_at, "facp.dat", &fadt(dsdt.address));
@@ -242,8 +242,8 @@ fn madt(cpus: u32, irqchip: Kind) -> Sdt {
     madt
 }
 
-/// The DSDT (5.2.11.1): COM1, what is reserved, the processors (8.4), and power-off.
-fn dsdt(cpus: u32, com1: Registers, devices: &[Placed]) -> Sdt {
+/// The DSDT (5.2.11.1): COM1 if it is the console, what is reserved, the processors (8.4), and power-off.
+fn dsdt(cpus: u32, console: Way, devices: &[Placed]) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, DSDT_REVISION, OEM, OEM_TABLE, OEM_REVISION);
     let mut aml = Vec::new();
     let id = |name| Name::new("_HID".into(), &EISAName::new(name));
@@ -253,9 +253,9 @@ fn dsdt(cpus: u32, com1: Registers, devices: &[Placed]) -> Sdt {
     let ports = IO::new(port::COM1, port::COM1, 1, 8);
     let line = Interrupt::new(true, true, false, false, layout::COM1_GSI);
     let page = Memory32Fixed::new(true, layout::STATUS_PAGE as u32, 0x1000);
-    let registers: &dyn Aml = match com1 {
-        Registers::Ports => &ports,
-        Registers::Page => &page,
+    let registers: &dyn Aml = match console {
+        Way::Page => &page,
+        Way::Ports | Way::Virtio => &ports,
     };
     let com1_resources = ResourceTemplate::new(vec![registers, &line]);
     let com1 = [id("PNP0501"), unique(&0), Name::new("_DDN".into(), &"COM1")];
@@ -272,7 +272,12 @@ fn dsdt(cpus: u32, com1: Registers, devices: &[Placed]) -> Sdt {
     let taken = ResourceTemplate::new(vec![&ports, &scratch]);
     let (taken, own, uid) = (Name::new("_CRS".into(), &taken), id("PNP0C02"), unique(&0));
     let own = Device::new("EXIT".into(), vec![&own, &uid, &taken]);
-    Scope::new("_SB_".into(), vec![&com1, &own]).to_aml_bytes(&mut aml);
+    let mut own: Vec<&dyn Aml> = vec![&own];
+    // A COM1 beside another console only prints: whoever looks for a UART to drive is to find none.
+    if console != Way::Virtio {
+        own.insert(0, &com1);
+    }
+    Scope::new("_SB_".into(), own).to_aml_bytes(&mut aml);
 
     let devices: Vec<u8> = (0..).zip(devices).flat_map(virtio).collect();
     if !devices.is_empty() {
@@ -423,7 +428,7 @@ mod tests {
     proptest! {
         #[test]
         fn tables_do_not_overlap(cpus in 1..=crate::config::MAX_CPUS) {
-            let tables = tables(cpus, Kind::Kernel, Registers::Ports, &[]).unwrap();
+            let tables = tables(cpus, Kind::Kernel, Way::Ports, &[]).unwrap();
             let mut end = layout::ACPI;
             for table in tables.all() {
                 prop_assert!(table.address >= end && table.address % ALIGNMENT == 0);

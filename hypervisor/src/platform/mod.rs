@@ -5,7 +5,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::pvh::Module;
-use crate::devices::serial::Registers;
+use crate::devices::console::Way;
 use crate::devices::virtio::slot::Placed;
 use crate::layout;
 use crate::memory::Memory;
@@ -65,8 +65,8 @@ pub struct Machine<'a> {
     pub resets: u32,
     /// Bytes of the exit page, if there is one.
     pub exit_page: Option<u64>,
-    /// Where COM1's registers are.
-    pub com1: Registers,
+    /// How the console is reached.
+    pub console: Way,
     /// The virtio devices.
     pub devices: &'a [Placed],
 }
@@ -93,7 +93,12 @@ impl Described {
 
 /// Describes the machine and writes the descriptions into guest memory.
 pub fn describe(memory: &Memory, machine: &Machine<'_>) -> Result<Described, PlatformError> {
-    let acpi = acpi::tables(machine.cpus, machine.irqchip, machine.com1, machine.devices)?;
+    let acpi = acpi::tables(
+        machine.cpus,
+        machine.irqchip,
+        machine.console,
+        machine.devices,
+    )?;
     for table in acpi.all() {
         memory
             .write_slice(&table.bytes, GuestAddress(table.address))
@@ -125,7 +130,7 @@ pub(crate) mod tests {
             timer_hz: 1_000_000_000,
             resets: 0,
             exit_page: Some(0x9000),
-            com1: Registers::Ports,
+            console: Way::Ports,
             devices: &[],
         }
     }

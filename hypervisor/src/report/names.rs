@@ -234,6 +234,8 @@ const PAGES: &[Row] = &[
     (0xF_0000, 0xF_FFFF, "BIOS area"),
     (layout::SCRATCH_PAGE, 0xD000_0FFF, "scratch page"),
     (layout::EXIT_PAGE, layout::EXIT_PAGE_END - 1, "exit page"),
+    (layout::STATUS_PAGE, layout::STATUS_PAGE + 0xFFF, "console's page"),
+    (layout::VIRTIO, layout::VIRTIO_END - 1, "virtio device"),
     (layout::IO_APIC, 0xFEC0_0FFF, "IOAPIC"),
     (0xFED0_0000, 0xFED0_0FFF, "HPET"),
     (0xFED4_0000, 0xFED4_4FFF, "TPM"),

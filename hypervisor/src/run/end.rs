@@ -129,7 +129,7 @@ mod tests {
     fn config() -> Config {
         Config {
             boot: crate::boot::Protocol::Auto,
-            com1: crate::devices::serial::Registers::Ports,
+            way: Default::default(),
             irqchip: crate::platform::irqchip::Wish::Auto,
             firmware: None,
             kernel: "kernel".into(),

@@ -30,15 +30,22 @@ const TICK_MS: i32 = 20;
 /// Signals that end a run.
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Blocks [`ENDING`] for this thread and those it starts, until dropped.
+/// Blocks [`ENDING`] and SIGWINCH for this thread and those it starts, until dropped.
 struct BlockedSignals(SigSet);
 
 impl BlockedSignals {
     fn new() -> nix::Result<Self> {
-        let set: SigSet = ENDING.into_iter().collect();
+        let set: SigSet = ENDING.into_iter().chain([Signal::SIGWINCH]).collect();
         set.thread_block()?;
         Ok(Self(set))
     }
+}
+
+/// Reads these signals, which are blocked.
+fn signals(which: impl IntoIterator<Item = Signal>) -> Result<SignalFd, Error> {
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    let set: SigSet = which.into_iter().collect();
+    SignalFd::with_flags(&set, flags).map_err(host_error("watch for signals"))
 }
 
 impl Drop for BlockedSignals {
@@ -83,12 +90,10 @@ impl Session {
     /// From now on a signal waits until there is a machine to end.
     pub(super) fn open() -> Result<Self, Error> {
         let blocked = BlockedSignals::new().map_err(host_error("block signals"))?;
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let signals =
-            SignalFd::with_flags(&blocked.0, flags).map_err(host_error("watch for signals"))?;
+        let (ending, windows) = (signals(ENDING)?, signals([Signal::SIGWINCH])?);
         catch_kicks().map_err(host_error("install a signal handler"))?;
         let timer = TimerFd::new().map_err(host_error("make a timer"))?;
-        let watch = Arc::new(Mutex::new(Watch::new(signals, timer)));
+        let watch = Arc::new(Mutex::new(Watch::new(ending, windows, timer)));
         let mut manager = EventManager::<SharedWatch>::new().map_err(|e| Error::Host {
             operation: "run the event loop",
             source: io::Error::other(e),
@@ -194,7 +199,7 @@ impl Session {
     /// One turn of the event loop.
     fn turn(&mut self, shared: &Shared) {
         if let Err(error) = self.manager.run_with_timeout(TICK_MS) {
-            // A signal that is not ours to handle, such as SIGWINCH or SIGCONT.
+            // A signal that is not ours to handle, such as SIGCONT.
             if error != event_manager::Error::Epoll(vmm_sys_util::errno::Error::new(libc::EINTR)) {
                 let what = format!("the event loop failed: {error}");
                 shared.control.finish(Cause::Internal(what));

@@ -3,6 +3,7 @@
 //! All of it outlives a reset: the machine that a watch is about is exchanged, the watch stays.
 
 use std::io::{self, IsTerminal, Write};
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,8 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::config::TimeLimit;
 use crate::devices::control::Cause;
-use crate::terminal::{ESCAPE_KEY, RawMode};
+use crate::devices::virtio::Kind;
+use crate::terminal::{self, ESCAPE_KEY, RawMode};
 use crate::vcpu::Shared;
 
 /// Most bytes of input held back for the guest.
@@ -26,6 +28,14 @@ const CONTROL: u32 = 0;
 const SIGNAL: u32 = 1;
 const TIMER: u32 = 2;
 const STDIN: u32 = 3;
+const WINDOW: u32 = 4;
+
+/// A driver that has just started is told of the window after this many ticks in which its guest prints
+/// nothing. Linux asks for it only when it is told of a change, and hears of none before its console is
+/// complete, which is when it has printed the kernel's log (linux/drivers/char/virtio_console.c,
+/// `config_work_handler`). Nor does it keep the size for whoever opens the console later
+/// (linux/drivers/tty/hvc/hvc_console.c, `hvc_set_winsz`): it is told again with each line typed.
+const SETTLED: u32 = 10;
 
 /// Where input for the guest stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +67,14 @@ pub(super) struct Watch {
     /// Why the whole run ends, whatever its machine does.
     ending: Option<Cause>,
     signals: SignalFd,
+    /// SIGWINCH.
+    windows: SignalFd,
+    /// The window may have changed.
+    resized: bool,
+    /// The guest is to be told of the window.
+    tell: bool,
+    /// Ticks in which the guest has printed nothing.
+    quiet: u32,
     timer: TimerFd,
     input: Input,
     /// Input that the guest has not read yet.
@@ -66,12 +84,17 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Watches for signals and for the timer, which does not run yet.
-    pub(super) fn new(signals: SignalFd, timer: TimerFd) -> Self {
+    /// Watches for signals, those that end a run and those of the window, and for the timer, which does
+    /// not run yet.
+    pub(super) fn new(signals: SignalFd, windows: SignalFd, timer: TimerFd) -> Self {
         Self {
             machine: None,
             ending: None,
             signals,
+            windows,
+            resized: false,
+            tell: false,
+            quiet: 0,
             timer,
             input: Input::Unasked,
             held: Vec::new(),
@@ -97,6 +120,7 @@ impl Watch {
             &mut self.ending,
         );
         self.machine = Some(machine);
+        (self.resized, self.tell, self.quiet) = (false, false, 0);
         if let Some(cause) = self.ending.clone() {
             self.finish(cause);
         }
@@ -109,11 +133,14 @@ impl Watch {
         };
         let event = Events::with_data(shared.control.event(), CONTROL, EventSet::IN);
         let _ = ops.remove(event);
-        if let Ok(mut com1) = shared.com1.lock() {
-            com1.drain();
+        if let Ok(com1) = shared.com1.lock() {
             let unread = com1.unread();
             self.held.splice(..0, unread);
         }
+        if let Some(terminal) = &shared.terminal {
+            self.held.splice(..0, terminal.take_unread());
+        }
+        shared.output.drain();
     }
 
     /// Why the whole run ends, if somebody outside has ended it.
@@ -193,6 +220,7 @@ impl Watch {
                 // Keys for which there is no room are lost, as they are to a UART.
                 let keys = &bytes[..escape.unwrap_or(n).min(room)];
                 self.held.extend(keys);
+                self.tell |= keys.iter().any(|key| b"\r\n".contains(key));
                 self.deliver();
                 if escape.is_some() {
                     self.finish(Cause::EscapeKey);
@@ -211,15 +239,30 @@ impl Watch {
         self.input = then;
     }
 
-    /// Moves held input into the UART as far as that has room. A guest that has just been reset
+    /// Moves held input into the console as far as that has room. A guest that has just been reset
     /// gets none before it listens, as at its first boot: it would clear it away unread.
     fn deliver(&mut self) {
-        if self.held.is_empty() || !self.listening() {
-            return;
-        }
         let Some(machine) = &self.machine else {
             return;
         };
+        let is_listening = self.listening();
+        if let Some(terminal) = &machine.shared.terminal {
+            if is_listening {
+                let n = terminal.room().min(self.held.len());
+                terminal.input(&self.held[..n]);
+                self.held.drain(..n);
+            }
+            if let Some(console) = machine.shared.devices.first(Kind::Console)
+                && terminal.is_due()
+            {
+                // If a vCPU has it: again at the next tick.
+                console.offer();
+            }
+            return;
+        }
+        if self.held.is_empty() || !is_listening {
+            return;
+        }
         // A vCPU that waits for a slow console holds the lock; the loop must not wait with it.
         let Ok(mut com1) = machine.shared.com1.try_lock() else {
             return;
@@ -229,14 +272,42 @@ impl Watch {
         self.held.drain(..n);
     }
 
+    /// Tells the guest of the window: that it has changed, or, soon after its driver has started, that
+    /// there is one.
+    fn show_window(&mut self) {
+        let Some(shared) = self.machine.as_ref().map(|machine| &machine.shared) else {
+            return;
+        };
+        let (Some(terminal), Some(console)) =
+            (&shared.terminal, shared.devices.first(Kind::Console))
+        else {
+            return;
+        };
+        let is_untold = terminal.is_untold();
+        self.quiet = match is_untold && !terminal.take_printed() {
+            true => self.quiet + 1,
+            false => 0,
+        };
+        if mem::take(&mut self.resized) {
+            self.tell |= terminal::size().is_some_and(|size| terminal.resize(size));
+        }
+        let has_settled = is_untold && self.quiet >= SETTLED;
+        // If a vCPU has the device: again at the next tick.
+        if (self.tell || has_settled) && terminal.has_window() && console.changed() {
+            self.tell = false;
+            if has_settled {
+                terminal.told();
+            }
+        }
+    }
+
     /// What is done when nothing else happens.
     pub(super) fn tick(&mut self, ops: &mut EventOps) {
-        if let Some(machine) = &self.machine
-            && let Ok(mut com1) = machine.shared.com1.try_lock()
-        {
-            com1.drain();
+        if let Some(machine) = &self.machine {
+            machine.shared.output.try_drain();
         }
         self.deliver();
+        self.show_window();
         match self.input {
             Input::Unasked if self.listening() => self.ask_for_input(ops),
             Input::Full if self.held.len() < INPUT_HELD => {
@@ -263,6 +334,8 @@ impl MutEventSubscriber for Watch {
     fn init(&mut self, ops: &mut EventOps) {
         let signals = Events::with_data(&self.signals.as_fd(), SIGNAL, EventSet::IN);
         add(ops, signals, &mut self.ending);
+        let windows = Events::with_data(&self.windows.as_fd(), WINDOW, EventSet::IN);
+        add(ops, windows, &mut self.ending);
         let timer = Events::with_data(&self.timer, TIMER, EventSet::IN);
         add(ops, timer, &mut self.ending);
     }
@@ -273,6 +346,11 @@ impl MutEventSubscriber for Watch {
                 if let Ok(Some(info)) = self.signals.read_signal() {
                     self.finish(Cause::Signal(info.ssi_signo as i32));
                 }
+            }
+            WINDOW => {
+                while let Ok(Some(_)) = self.windows.read_signal() {}
+                // Seen to at the tick that follows.
+                self.resized = true;
             }
             TIMER => self.finish(Cause::Timeout),
             STDIN => self.feed(ops),

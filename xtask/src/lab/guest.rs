@@ -30,6 +30,7 @@ const INIT: &str = "\
 echo 'exitvisor-guest: user space' >/dev/console
 case \"$1\" in
 idle) exec /bin/busybox sleep 86400 ;;
+shell) exec /bin/busybox sh ;;
 reset) exec /bin/busybox reboot -f ;;
 esac
 echo \"exitvisor-guest: $(/bin/busybox uname -r), $(/bin/busybox nproc) CPUs\"
@@ -37,11 +38,10 @@ exec /bin/busybox poweroff -f
 ";
 
 /// The beginning of it for a console that is a virtio device: its drivers are modules, so it is there
-/// once they are loaded, and only then. What the kernel had said before is lost: it gives a new console
-/// its whole log (linux/kernel/printk/printk.c, `register_console`), but virtio's driver throws away what
-/// is printed until its port is listed (linux/drivers/char/virtio_console.c, `init_port_console`). So it
-/// is printed from here, all at once, and [`INIT`]'s first line comes after that. Without `-opost` the
-/// terminal would pass on each line by itself.
+/// once they are loaded, and only then. What the kernel has said until then it prints on it while the driver
+/// does not take anything yet, and so to nobody (linux/drivers/char/virtio_console.c, `init_port_console`:
+/// a port is none before `hvc_alloc` returns): /init prints it again, unless it is to be `quiet`. So [`INIT`]'s
+/// first line comes after all that the kernel said.
 const CONSOLE_INIT: &str = "\
 #!/bin/busybox sh
 while read -r module; do
@@ -54,9 +54,11 @@ until true </dev/console 2>/dev/null || [ $tries = 100 ]; do
     /bin/busybox sleep 0.05
 done
 exec </dev/console >/dev/console 2>&1
-/bin/busybox stty -opost
-/bin/busybox dmesg
-/bin/busybox stty opost
+/bin/busybox mount -t proc proc /proc
+case \" $(/bin/busybox cat /proc/cmdline) \" in
+*' quiet '*) ;;
+*) /bin/busybox dmesg ;;
+esac
 ";
 
 /// The line that [`INIT`] prints first.

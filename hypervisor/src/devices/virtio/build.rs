@@ -2,15 +2,23 @@
 
 use super::Device;
 use super::block::Block;
+use super::console::Console;
 use super::rng::Entropy;
 use crate::config::Config;
 use crate::error::Error;
 use crate::held::Held;
 use crate::layout;
 
-/// The devices, in the order in which they are placed.
-pub fn devices(config: &Config, held: &mut Held) -> Result<Vec<Box<dyn Device>>, Error> {
+/// The devices, in the order in which they are placed: the console, if it is one, comes first.
+pub fn devices(
+    config: &Config,
+    held: &mut Held,
+    console: Option<Console>,
+) -> Result<Vec<Box<dyn Device>>, Error> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    if let Some(console) = console {
+        devices.push(Box::new(console));
+    }
     for disk in held.disks(config)? {
         devices.push(Box::new(Block::new(disk)));
     }

@@ -286,12 +286,24 @@ impl Transport {
 
     /// Lets the device look at its queues; whether there may be more to do.
     pub fn process(&mut self) -> bool {
+        self.look(|device, rings| device.process(rings))
+    }
+
+    /// Lets the device hand on what has come from outside.
+    pub fn offer(&mut self) {
+        self.look(|device, rings| device.offer(rings));
+    }
+
+    fn look(
+        &mut self,
+        with: impl FnOnce(&mut dyn Device, &mut Rings<'_>) -> Result<(), Broken>,
+    ) -> bool {
         if !self.is_running() {
             return false;
         }
         let memory: &Memory = &self.memory;
         let mut rings = Rings::new(&mut self.queues, memory, &self.interrupt, &self.figures);
-        let result = self.device.process(&mut rings);
+        let result = with(self.device.as_mut(), &mut rings);
         let more = rings.more;
         match result {
             Ok(()) => more,

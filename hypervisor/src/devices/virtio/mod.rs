@@ -9,6 +9,7 @@
 pub mod block;
 pub mod build;
 pub mod chain;
+pub mod console;
 pub mod mmio;
 pub mod registers;
 #[cfg(test)]
@@ -108,6 +109,12 @@ pub trait Device: Send {
 
     /// A queue may have buffers, or [`Device::source`] may have something.
     fn process(&mut self, rings: &mut Rings<'_>) -> Result<(), Broken>;
+
+    /// Something has come from outside: as [`Device::process`], for a thread that must not wait. Does only
+    /// what takes no time.
+    fn offer(&mut self, _rings: &mut Rings<'_>) -> Result<(), Broken> {
+        Ok(())
+    }
 
     /// A descriptor of the host's that brings something for the guest.
     fn source(&self) -> Option<RawFd> {

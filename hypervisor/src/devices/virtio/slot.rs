@@ -66,7 +66,7 @@ impl Slot {
     }
 
     /// The same, if nobody else has it: for whoever must not wait.
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, Transport>> {
+    fn try_lock(&self) -> Option<MutexGuard<'_, Transport>> {
         match self.transport.try_lock() {
             Ok(transport) => Some(transport),
             Err(std::sync::TryLockError::Poisoned(error)) => Some(error.into_inner()),
@@ -113,16 +113,19 @@ impl Slot {
         Turn { more, wants }
     }
 
-    /// Something brought from outside: what a device does with it, outside a kick.
-    pub fn offer(&self, change: impl FnOnce(&mut dyn Device) -> bool) -> bool {
-        let Some(mut transport) = self.try_lock() else {
-            return false;
-        };
-        let changed = change(transport.device());
-        if changed {
-            transport.process();
-        }
-        changed
+    /// Something has come from outside, which the device may hand on. False if somebody else has the
+    /// device: then ask again.
+    pub fn offer(&self) -> bool {
+        self.try_lock()
+            .map(|mut transport| transport.offer())
+            .is_some()
+    }
+
+    /// The device's configuration has changed from outside. False if somebody else has the device.
+    pub fn changed(&self) -> bool {
+        self.try_lock()
+            .map(|mut transport| transport.changed())
+            .is_some()
     }
 
     /// The descriptor from which it gets what it brings.

@@ -1,3 +1,5 @@
+//! The block device's own tests: what a driver asks of it, and what one would not ask.
+
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
