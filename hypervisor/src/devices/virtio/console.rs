@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -36,6 +37,11 @@ const ENTRIES: u16 = 16;
 
 /// Most bytes typed ahead that wait for buffers of the guest's.
 pub const TYPED: usize = 4096;
+
+/// How long after its start a driver that has printed nothing is taken to be able to take what is typed.
+/// Linux's gives buffers before it has registered its console, and throws away what comes into them until
+/// then (linux/drivers/char/virtio_console.c, `in_intr`, `guest_connected`); once it prints, it has.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// Bytes written at a time: between them, a run that is over ends.
 const PIECE: usize = 4096;
@@ -135,6 +141,9 @@ pub struct Console {
     output: Output,
     terminal: Arc<Terminal>,
     control: Arc<Control>,
+    /// When what is typed may come, if the guest prints nothing before; none: it has, or it may now.
+    settles: Option<Instant>,
+    settling: Duration,
     chain: Chain,
     piece: Box<[u8; PIECE]>,
 }
@@ -146,6 +155,8 @@ impl Console {
             output,
             terminal,
             control,
+            settles: None,
+            settling: SETTLED,
             chain: Chain::default(),
             piece: Box::new([0; PIECE]),
         }
@@ -178,6 +189,7 @@ impl Console {
             rings.push(TRANSMIT, self.chain.head, 0)?;
         }
         if printed {
+            self.settles = None;
             self.terminal.printed.store(true, Ordering::Release);
             self.terminal.owed.store(true, Ordering::Release);
         }
@@ -198,6 +210,10 @@ impl Console {
         if !self.terminal.listening.load(Ordering::Acquire) && rings.has(RECEIVE)? {
             self.terminal.listening.store(true, Ordering::Release);
         }
+        if self.settles.is_some_and(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.settles = None;
         let mut typed = self.terminal.typed();
         let mut given = false;
         while !typed.is_empty() && rings.pop(RECEIVE, &mut self.chain)? {
@@ -257,6 +273,7 @@ impl Device for Console {
     fn start(&mut self, features: u64) {
         let untold = features & SIZE != 0;
         self.terminal.untold.store(untold, Ordering::Release);
+        self.settles = Instant::now().checked_add(self.settling);
     }
 
     fn reset(&mut self) {

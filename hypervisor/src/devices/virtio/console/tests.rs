@@ -33,6 +33,11 @@ struct Bench {
 
 impl Bench {
     fn new(features: u64, size: Option<Size>) -> Self {
+        Self::settling(features, size, Duration::ZERO)
+    }
+
+    /// With a device that waits so long for a driver that prints nothing.
+    fn settling(features: u64, size: Option<Size>, settling: Duration) -> Self {
         let control = Arc::new(Control::new().unwrap());
         let file = tempfile::tempfile().unwrap();
         let seen = Label::new("login", MilestoneKind::Console);
@@ -41,7 +46,10 @@ impl Bench {
         let output = Output::from(sink);
         let listening = Arc::new(AtomicBool::new(false));
         let terminal = Arc::new(Terminal::new(size, listening.clone()));
-        let console = Console::new(output.clone(), terminal.clone(), control.clone());
+        let console = Console {
+            settling,
+            ..Console::new(output.clone(), terminal.clone(), control.clone())
+        };
         Self {
             rig: Rig::running(Box::new(console), features),
             terminal,
@@ -333,6 +341,29 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (any::<u16>(), any::<u16>()).prop_map(|(c, r)| Step::Resize(c, r)),
         1 => any::<bool>().prop_map(Step::SetUp),
     ]
+}
+
+/// A driver that has not registered its console yet would throw away what comes.
+#[test]
+fn what_is_typed_waits_until_the_guest_prints() {
+    let mut bench = Bench::settling(0, None, Duration::from_secs(1000));
+    bench.terminal.input(b"early");
+    bench.give(16);
+    bench.rig.kick();
+    assert!(bench.rig.used(RECEIVE).is_empty());
+    assert!(
+        bench.listening.load(Ordering::Acquire),
+        "it is to be asked for"
+    );
+    bench.send(b"# ");
+    bench.rig.kick();
+    assert_eq!(bench.rig.used(RECEIVE), [(0, 5)]);
+    // A driver that starts anew is waited for anew.
+    bench.rig.set_up(0);
+    bench.terminal.input(b"again");
+    bench.give(16);
+    bench.rig.kick();
+    assert!(bench.rig.used(RECEIVE).is_empty());
 }
 
 proptest! {
