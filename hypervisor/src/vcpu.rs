@@ -41,7 +41,7 @@ use crate::exits::reason::kvm::{self, KvmExit};
 use crate::exits::source::kernel::{EnlistError, KernelLedger, Mark};
 use crate::layout;
 use crate::marks::leaf::Leaves;
-use crate::marks::{Cpu, Label, Marks};
+use crate::marks::{Cpu, Marks};
 use crate::memory::Ram;
 use crate::platform::irqchip::Wired;
 use crate::profile::KvmKind;
@@ -145,6 +145,46 @@ impl Shared {
     fn status_page_at(&self, address: u64) -> Option<u64> {
         let offset = address.checked_sub(layout::STATUS_PAGE)?;
         (self.has_status_page && offset < 0x1000).then_some(offset)
+    }
+
+    /// A read where no memory is. What is read is zero as it comes.
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        if let Some((ioapic, offset)) = self.ioapic_at(address) {
+            ioapic.read(offset, data);
+        } else if let Some(offset) = self.status_page_at(address) {
+            self.com1().load(offset, data);
+        } else {
+            self.devices.read(address, data);
+        }
+    }
+
+    /// A write where no memory is, or where it cannot be written: which, and what follows.
+    fn mmio_write(&self, address: u64, data: &[u8]) -> (Reason, Action) {
+        if let Some((ioapic, offset)) = self.ioapic_at(address) {
+            let action = match ioapic.write(offset, data) {
+                Ok(()) => Action::Continue,
+                Err(error) => Action::Finish(Cause::Kvm(error.to_string())),
+            };
+            return (Reason::EPT_MISCONFIG, action);
+        }
+        let (is_page, is_heard) = if let Some(offset) = self.status_page_at(address) {
+            let is_page = self.com1().store(offset, data);
+            (is_page, is_page)
+        } else if let Some(is_heard) = self.devices.write(address, data, &self.control) {
+            (self.devices.is_shown(), is_heard)
+        } else {
+            (false, false)
+        };
+        let reason = match is_page {
+            // It is there, and forbids writing.
+            true => Reason::EPT_VIOLATION,
+            false => Reason::EPT_MISCONFIG,
+        };
+        let action = match is_heard {
+            true => Action::Console,
+            false => Action::Continue,
+        };
+        (reason, action)
     }
 
     /// When the VM started: now, if it had not.
@@ -264,8 +304,6 @@ enum Action {
     Debug(kvm_debug_exit_arch),
     /// The guest has written to its console other than by a port.
     Console,
-    /// What was looked for has been seen in what the guest sent to a device.
-    Seen(Vec<Label>),
     Finish(Cause),
 }
 
@@ -518,46 +556,11 @@ impl Vcpu {
             Ok(VcpuExit::MmioRead(address, data)) => {
                 // Elsewhere is nothing; zeros end probing soonest.
                 data.fill(0);
-                if let Some((ioapic, offset)) = self.shared.ioapic_at(address) {
-                    ioapic.read(offset, data);
-                } else if let Some(offset) = self.shared.status_page_at(address) {
-                    self.shared.com1().load(offset, data);
-                } else {
-                    self.shared.devices.read(address, data);
-                }
+                self.shared.mmio_read(address, data);
                 done(Reason::EPT_MISCONFIG, Owner::Guest, Action::Continue)
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                let mut reason = Reason::EPT_MISCONFIG;
-                let mut goes_on = Action::Continue;
-                let written = match self.shared.ioapic_at(address) {
-                    Some((ioapic, offset)) => ioapic.write(offset, data),
-                    None => {
-                        if let Some(offset) = self.shared.status_page_at(address)
-                            && self.shared.com1().store(offset, data)
-                        {
-                            // A page is there, and forbids writing.
-                            reason = Reason::EPT_VIOLATION;
-                            goes_on = Action::Console;
-                        } else if let Some(seen) =
-                            self.shared
-                                .devices
-                                .write(address, data, &self.shared.control)
-                        {
-                            if self.shared.devices.is_shown() {
-                                reason = Reason::EPT_VIOLATION;
-                            }
-                            if !seen.is_empty() {
-                                goes_on = Action::Seen(seen);
-                            }
-                        }
-                        Ok(())
-                    }
-                };
-                let action = match written {
-                    Ok(()) => goes_on,
-                    Err(error) => Action::Finish(Cause::Kvm(error.to_string())),
-                };
+                let (reason, action) = self.shared.mmio_write(address, data);
                 done(reason, Owner::Guest, action)
             }
             Ok(VcpuExit::Debug(arch)) => {
@@ -687,11 +690,7 @@ impl Vcpu {
     fn obey(&mut self, action: Action) -> Result<(), kvm_ioctls::Error> {
         match action {
             Action::Continue | Action::Retry => {}
-            Action::Console => {
-                let seen = self.shared.com1().take_seen();
-                self.seen(seen);
-            }
-            Action::Seen(seen) => self.seen(seen),
+            Action::Console => self.heard(),
             Action::Io(io) => self.io(io),
             Action::Debug(arch) => self.debug(&arch)?,
             Action::Finish(cause) => self.finish(cause),
@@ -731,9 +730,8 @@ impl Vcpu {
                 for (offset, byte) in (port - port::COM1..8).zip(access) {
                     com1.write(offset as u8, *byte);
                 }
-                let seen = com1.take_seen();
                 drop(com1);
-                self.seen(seen);
+                self.heard();
             }
             port::BASE..=port::LAST => match self.ports.write(port, access) {
                 Request::None => {}
@@ -756,8 +754,8 @@ impl Vcpu {
     }
 
     /// Takes the milestones that the guest has just written to its console.
-    fn seen(&mut self, seen: Vec<Label>) {
-        for label in seen {
+    fn heard(&mut self) {
+        for label in self.shared.output.take_seen() {
             self.milestone(Event::Noticed(label));
         }
     }

@@ -544,12 +544,15 @@ pub fn build(
     let line = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event descriptor"))?;
     fd.register_irqfd(&line, layout::COM1_GSI)
         .map_err(kvm_error("an interrupt line for COM1"))?;
-    let com1 = match config.way {
-        Way::Ports => Com1::new(line, output.clone(), listening.clone()),
-        Way::Page => Com1::new(line, output.clone(), listening.clone())
-            .with_page(status_page(&kvm, &fd, &control)?),
+    let typed_at = match config.way {
+        Way::Ports | Way::Page => listening.clone(),
         // It prints, for who comes before the device's driver; nobody types there.
-        Way::Virtio => Com1::new(line, output.clone(), Arc::default()),
+        Way::Virtio => Arc::default(),
+    };
+    let com1 = Com1::new(line, output.clone(), typed_at);
+    let com1 = match config.way {
+        Way::Page => com1.with_page(status_page(&kvm, &fd, &control)?),
+        Way::Ports | Way::Virtio => com1,
     };
     let query_log = match config.log_queries {
         true => {

@@ -18,6 +18,11 @@ use nix::libc;
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::Signal;
 
+/// The arguments that boot it quietly into a shell.
+fn shell(kernel: &Path, initramfs: &Path) -> Vec<String> {
+    options(kernel, initramfs, "quiet panic=-1 rdinit=/init -- shell")
+}
+
 /// The arguments that boot Debian's 6.1 with the console's drivers, and with what its /init is to do.
 fn options(kernel: &Path, initramfs: &Path, cmdline: &str) -> Vec<String> {
     let all = [
@@ -92,11 +97,7 @@ fn what_is_typed_is_heard_and_a_panic_too() {
     let (Some(linux), Some(initramfs)) = (guest(test), console(test)) else {
         return;
     };
-    let options = options(
-        &linux.old,
-        &initramfs.old,
-        "quiet panic=-1 rdinit=/init -- shell",
-    );
+    let options = shell(&linux.old, &initramfs.old);
     let mark = ["--milestone", "console:typed-42"].map(str::to_owned);
     let args = [&["run".to_owned()][..], &options, &mark].concat();
     let (stdin, mut keys) = std::io::pipe().unwrap();
@@ -118,11 +119,7 @@ fn a_terminal_and_its_window() {
     let (Some(linux), Some(initramfs)) = (guest(test), console(test)) else {
         return;
     };
-    let options = options(
-        &linux.old,
-        &initramfs.old,
-        "quiet panic=-1 rdinit=/init -- shell",
-    );
+    let options = shell(&linux.old, &initramfs.old);
     let pty = openpty(Some(&window(81, 26)), None).unwrap();
     let mut keys = File::from(pty.master);
     let mut command = command(&[&["run".to_owned()][..], &options].concat());

@@ -51,8 +51,7 @@ impl IoApic {
 
     /// What each pin sends, if it is not masked.
     pub fn routes(&self) -> Vec<Option<Msi>> {
-        let route = |&entry: &u64| (entry & MASKED == 0).then(|| message(entry));
-        self.entries.iter().map(route).collect()
+        self.entries.iter().copied().map(route).collect()
     }
 
     /// A read of these many bytes at this offset of its page.
@@ -77,11 +76,7 @@ impl IoApic {
         let value = u32::from_le_bytes(bytes);
         match offset {
             SELECT => self.select = value as u8,
-            WINDOW => {
-                let before = self.routes();
-                self.set_register(value);
-                return self.routes() != before;
-            }
+            WINDOW => return self.set_register(value),
             _ => {}
         }
         false
@@ -106,15 +101,25 @@ impl IoApic {
         }
     }
 
-    fn set_register(&mut self, value: u32) {
+    /// Whether this changes what a pin sends.
+    fn set_register(&mut self, value: u32) -> bool {
         if self.select == ID {
             self.id = value & ID_BITS;
-        } else if let Some((pin, shift)) = self.entry() {
-            let half = u64::from(u32::MAX) << shift;
-            let entry = self.entries[pin] & !half | u64::from(value) << shift;
-            self.entries[pin] = entry & WRITABLE;
+            return false;
         }
+        let Some((pin, shift)) = self.entry() else {
+            return false;
+        };
+        let before = self.entries[pin];
+        let half = u64::from(u32::MAX) << shift;
+        self.entries[pin] = (before & !half | u64::from(value) << shift) & WRITABLE;
+        route(self.entries[pin]) != route(before)
     }
+}
+
+/// What an entry sends, if it is not masked.
+fn route(entry: u64) -> Option<Msi> {
+    (entry & MASKED == 0).then(|| message(entry))
 }
 
 /// The message that an entry makes of an interrupt: the same fields at other places.

@@ -13,7 +13,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::console::Output;
 use super::status_page::StatusPage;
-use crate::marks::Label;
 
 /// How many registers there are.
 const REGISTERS: u8 = 8;
@@ -212,11 +211,6 @@ impl Com1 {
             return Vec::new();
         }
         state.in_buffer
-    }
-
-    /// What has been seen on the console since this was asked last.
-    pub fn take_seen(&mut self) -> Vec<Label> {
-        self.uart.writer_mut().take_seen()
     }
 }
 

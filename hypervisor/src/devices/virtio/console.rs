@@ -22,7 +22,6 @@ use super::chain::Chain;
 use super::{Broken, Device, Kicked, Kind, Rings};
 use crate::devices::console::Output;
 use crate::devices::control::Control;
-use crate::marks::Label;
 use crate::terminal::Size;
 
 /// `VIRTIO_CONSOLE_F_SIZE` (virtio, 5.3.3): `cols` and `rows` are valid.
@@ -289,10 +288,6 @@ impl Device for Console {
     fn offer(&mut self, rings: &mut Rings<'_>) -> Result<(), Broken> {
         self.receive(rings)?;
         self.notify(rings)
-    }
-
-    fn take_seen(&mut self) -> Vec<Label> {
-        self.output.take_seen()
     }
 }
 

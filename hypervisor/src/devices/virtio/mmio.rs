@@ -9,7 +9,6 @@ use vm_memory::GuestAddress;
 use super::registers::{self as r, Page};
 use super::rings::{Broken, Figures, Interrupt, Rings, add};
 use super::{Device, Kind};
-use crate::marks::Label;
 use crate::memory::{Memory, Ram};
 
 /// What the magic value reads as: "virt".
@@ -323,11 +322,6 @@ impl Transport {
             add(&self.figures.interrupts, 1);
             self.interrupt.raise(r::CONFIG_CHANGED);
         }
-    }
-
-    /// What has been seen in what the guest sent.
-    pub fn take_seen(&mut self) -> Vec<Label> {
-        self.device.take_seen()
     }
 }
 

@@ -21,8 +21,6 @@ pub mod worker;
 
 use std::os::fd::RawFd;
 
-use crate::marks::Label;
-
 pub use rings::{Broken, Rings};
 
 /// What a device is (virtio, 5).
@@ -124,10 +122,5 @@ pub trait Device: Send {
     /// Whether it is worth waiting for [`Device::source`]: there are buffers for what it brings.
     fn wants_source(&self) -> bool {
         false
-    }
-
-    /// What was looked for in what the guest sends, and has been seen since this was asked last.
-    fn take_seen(&mut self) -> Vec<Label> {
-        Vec::new()
     }
 }

@@ -78,12 +78,12 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// Pages for so many devices.
+    /// Pages for so many devices, of which there is at least one.
     pub fn new(devices: usize) -> io::Result<Arc<Self>> {
         // Shared, so that what is written later never moves to another page of the host's.
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        let pages = MmapRegion::build(None, devices.max(1) * PAGE as usize, access, flags);
+        let pages = MmapRegion::build(None, devices * PAGE as usize, access, flags);
         Ok(Arc::new(Self {
             pages: pages.map_err(io::Error::other)?,
             devices,
@@ -94,7 +94,7 @@ impl Registers {
     ///
     /// Whoever calls keeps `self` until the VM is gone.
     pub fn show(&self, vm: &VmFd) -> Result<bool, kvm_ioctls::Error> {
-        if self.devices == 0 || !vm.check_extension(Cap::ReadonlyMem) {
+        if !vm.check_extension(Cap::ReadonlyMem) {
             return Ok(false);
         }
         let region = kvm_userspace_memory_region {

@@ -14,7 +14,6 @@ use super::{Device, Kicked, Kind};
 use crate::devices::control::Control;
 use crate::error::{Error, host as host_error, kvm as kvm_error};
 use crate::layout;
-use crate::marks::Label;
 use crate::memory::Ram;
 use crate::profile;
 
@@ -79,27 +78,27 @@ impl Slot {
         self.kick.as_ref()
     }
 
-    /// A vCPU writes; what the guest has thereby been seen to say.
-    fn write(&self, offset: u64, data: &[u8], control: &Control) -> Vec<Label> {
+    /// A vCPU writes; whether the device has thereupon looked at its queues.
+    fn write(&self, offset: u64, data: &[u8], control: &Control) -> bool {
         add(&self.figures.exits, 1);
         if let (registers::INTERRUPT_ACK, &[a, b, c, d]) = (offset, data) {
             // Not under the lock: whoever has it may be waiting for a disk.
             self.interrupt.acknowledge(u32::from_le_bytes([a, b, c, d]));
-            return Vec::new();
+            return false;
         }
         let mut transport = self.lock();
         match transport.write(offset, data) {
-            Effect::None => return Vec::new(),
+            Effect::None => return false,
             Effect::Kick => add(&self.figures.kicks, 1),
         }
         if let Some(kick) = &self.kick {
             // KVM had it not, for its width was odd, or there are no ioeventfds: the thread's all the
             // same. Fails only if the thread has 2^64 - 1 kicks to look at.
             let _ = kick.write(1);
-            return Vec::new();
+            return false;
         }
         while transport.process() && !control.stopping() {}
-        transport.take_seen()
+        true
     }
 
     /// The thread has been kicked, or the source has something.
@@ -161,10 +160,11 @@ pub(super) struct Turn {
 }
 
 /// The devices of a machine.
+#[derive(Default)]
 pub struct Set {
     slots: Vec<Arc<Slot>>,
     /// What the guest reads; like guest memory, it outlives the VM.
-    _registers: Arc<Registers>,
+    _registers: Option<Arc<Registers>>,
     /// Writes find a page there, which forbids them.
     is_shown: bool,
 }
@@ -172,6 +172,9 @@ pub struct Set {
 impl Set {
     /// Puts devices into a VM that has no vCPUs yet.
     pub fn new(vm: &VmFd, devices: Vec<Box<dyn Device>>, memory: &Arc<Ram>) -> Result<Self, Error> {
+        if devices.is_empty() {
+            return Ok(Self::default());
+        }
         let all = Registers::new(devices.len()).map_err(host_error("make pages for devices"))?;
         let placed = place(devices.iter().map(|device| device.kind()));
         let mut slots = Vec::new();
@@ -215,7 +218,7 @@ impl Set {
         let is_shown = all.show(vm).map_err(kvm_error("pages for devices"))?;
         Ok(Self {
             slots,
-            _registers: all,
+            _registers: Some(all),
             is_shown,
         })
     }
@@ -241,20 +244,18 @@ impl Set {
         Some((slot, offset % PAGE))
     }
 
-    /// A vCPU reads; whether there is a device.
-    pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
-        let Some((slot, offset)) = self.at(address) else {
-            return false;
-        };
-        add(&slot.figures.exits, 1);
-        slot.page.read(offset, data);
-        true
+    /// A vCPU reads, where there may be a device.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        if let Some((slot, offset)) = self.at(address) {
+            add(&slot.figures.exits, 1);
+            slot.page.read(offset, data);
+        }
     }
 
-    /// A vCPU writes; if there is a device, what the guest has thereby been seen to say.
-    pub fn write(&self, address: u64, data: &[u8], control: &Control) -> Option<Vec<Label>> {
+    /// A vCPU writes; if there is a device, whether the guest has thereby written to its console.
+    pub fn write(&self, address: u64, data: &[u8], control: &Control) -> Option<bool> {
         let (slot, offset) = self.at(address)?;
-        Some(slot.write(offset, data, control))
+        Some(slot.write(offset, data, control) && slot.placed.kind == Kind::Console)
     }
 }
 

@@ -20,6 +20,9 @@ const PIECES: usize = 1024;
 /// What is written at once where the host has no better way to zero.
 const ZEROES: usize = 64 << 10;
 
+/// preadv(2) or pwritev(2).
+type Access = unsafe extern "C" fn(i32, *const libc::iovec, i32, libc::off_t) -> isize;
+
 /// A disk that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wish {
@@ -150,11 +153,7 @@ impl Disk {
         pieces: impl Iterator<Item = Piece>,
         at: u64,
     ) -> io::Result<()> {
-        // SAFETY: `each` gives slices of guest memory, which is mapped and writable, and which only ever
-        // is accessed as memory that may change meanwhile.
-        each(memory, pieces, at, |slices, n, at| unsafe {
-            libc::preadv(self.file.as_raw_fd(), slices, n, at)
-        })
+        self.each(libc::preadv, memory, pieces, at)
     }
 
     /// Writes from guest memory.
@@ -164,10 +163,7 @@ impl Disk {
         pieces: impl Iterator<Item = Piece>,
         at: u64,
     ) -> io::Result<()> {
-        // SAFETY: as in `read`.
-        each(memory, pieces, at, |slices, n, at| unsafe {
-            libc::pwritev(self.file.as_raw_fd(), slices, n, at)
-        })
+        self.each(libc::pwritev, memory, pieces, at)
     }
 
     /// Makes what has been written stay.
@@ -219,51 +215,62 @@ impl Disk {
         }
         Ok(())
     }
-}
 
-/// Does something with pieces of guest memory and the file from `at` on, until all of them are done. A
-/// file that ends before is an error.
-fn each(
-    memory: &Memory,
-    pieces: impl Iterator<Item = Piece>,
-    mut at: u64,
-    access: impl Fn(*const libc::iovec, i32, libc::off_t) -> isize,
-) -> io::Result<()> {
-    let mut slices: Vec<libc::iovec> = Vec::new();
-    for piece in pieces {
-        let slice = memory
-            .get_slice(GuestAddress(piece.address), piece.len as usize)
-            .map_err(io::Error::other)?;
-        slices.push(libc::iovec {
-            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-            iov_len: slice.len(),
-        });
-    }
-    let mut first = 0;
-    while first < slices.len() {
-        let some = &slices[first..];
-        let count = some.len().min(PIECES) as i32;
-        let Ok(mut n) = usize::try_from(access(some.as_ptr(), count, at as libc::off_t)) else {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted {
-                continue;
-            }
-            return Err(error);
-        };
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+    /// Does something with pieces of guest memory and the file from `at` on, until all of them are done. A
+    /// file that ends before is an error.
+    fn each(
+        &self,
+        access: Access,
+        memory: &Memory,
+        pieces: impl Iterator<Item = Piece>,
+        mut at: u64,
+    ) -> io::Result<()> {
+        let mut slices: Vec<libc::iovec> = Vec::new();
+        for piece in pieces {
+            let slice = memory
+                .get_slice(GuestAddress(piece.address), piece.len as usize)
+                .map_err(io::Error::other)?;
+            slices.push(libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
         }
-        at += n as u64;
-        while let Some(slice) = slices.get_mut(first).filter(|_| n > 0) {
-            let step = n.min(slice.iov_len);
-            n -= step;
-            slice.iov_len -= step;
-            // Inside the slice, or right behind it.
-            slice.iov_base = slice.iov_base.wrapping_byte_add(step);
-            if slice.iov_len == 0 {
-                first += 1;
+        let mut first = 0;
+        while first < slices.len() {
+            let some = &slices[first..];
+            let count = some.len().min(PIECES) as i32;
+            // SAFETY: the descriptor is open, and each of these `count` slices is of guest memory, which is
+            // mapped, writable, and only ever accessed as memory that may change meanwhile.
+            let n = unsafe {
+                access(
+                    self.file.as_raw_fd(),
+                    some.as_ptr(),
+                    count,
+                    at as libc::off_t,
+                )
+            };
+            let Ok(mut n) = usize::try_from(n) else {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return Err(error);
+            };
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            at += n as u64;
+            while let Some(slice) = slices.get_mut(first).filter(|_| n > 0) {
+                let step = n.min(slice.iov_len);
+                n -= step;
+                slice.iov_len -= step;
+                // Inside the slice, or right behind it.
+                slice.iov_base = slice.iov_base.wrapping_byte_add(step);
+                if slice.iov_len == 0 {
+                    first += 1;
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -12,6 +12,7 @@ use crate::devices::virtio::registers as r;
 use crate::devices::virtio::rig::{
     BUFFERS, Descriptor, INDIRECT, MEMORY, NEXT, Rig, SIZE as SIZE_OF_QUEUE, WRITE, rings,
 };
+use crate::marks::Label;
 use crate::marks::pattern::Patterns;
 use crate::profile::MilestoneKind;
 
@@ -103,7 +104,7 @@ fn what_the_guest_sends_is_printed_before_it_goes_on() {
     assert_eq!(bench.rig.used(TRANSMIT), [(0, 0)]);
     bench.send(b"login: \n");
     assert_eq!(bench.printed(), b"hello, login: \n");
-    let seen = bench.rig.transport.take_seen();
+    let seen = bench.output.take_seen();
     assert_eq!(seen.len(), 1);
     assert!(bench.terminal.take_printed() && !bench.terminal.take_printed());
     assert!(!bench.listening.load(Ordering::Acquire));
